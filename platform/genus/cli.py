@@ -1,0 +1,166 @@
+"""The ``genus`` command. Heavy imports happen inside the subcommand that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from genus.errors import GenusError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code, 2 for a wrong request."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        return 0
+    except GenusError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="genus", description="Train and compare deep generative models of every family."
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    data = commands.add_parser("data", help="fetch and pack data sets").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    fetch = data.add_parser("fetch", help="get a built-in data set and pack it into shards")
+    fetch.add_argument("name", help="fashion-mnist")
+    fetch.add_argument("--root", type=Path, help="where to put it (default: $GENUS_DATA or ./data)")
+    fetch.add_argument(
+        "--source", type=Path, help="folder with the original files, if you have them"
+    )
+    fetch.set_defaults(run=_fetch)
+    pack = data.add_parser("pack", help="pack a folder of images, an .npz or idx files into shards")
+    pack.add_argument(
+        "source", type=Path, help="folder (sub-folders are classes), .npz, or idx file"
+    )
+    pack.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    pack.add_argument("--shard-size", type=int, default=1000, help="samples a shard")
+    pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle before packing")
+    pack.set_defaults(run=_pack)
+
+    sample = commands.add_parser("sample", help="draw samples from a run")
+    _model_arguments(sample)
+    sample.add_argument("--n", type=int, default=64, help="number of samples")
+    sample.add_argument("--out", type=Path, default=Path("samples.png"), help=".png grid or .npz")
+    sample.add_argument(
+        "--columns", type=int, default=0, help="grid columns (0: one a class, or 8)"
+    )
+    sample.set_defaults(run=_sample)
+
+    evaluate = commands.add_parser("evaluate", help="measure a run's samples and likelihood")
+    _model_arguments(evaluate)
+    evaluate.add_argument("--n", type=int, default=2000, help="number of samples")
+    evaluate.add_argument(
+        "--reference", help="data set to compare with (default: its test split)"
+    )
+    evaluate.add_argument(
+        "--likelihood", type=int, default=0, metavar="N", help="test images for bits/dim"
+    )
+    evaluate.set_defaults(run=_evaluate)
+
+    runs = commands.add_parser("runs", help="list runs and how far they are")
+    runs.add_argument("root", type=Path, nargs="?", default=Path("runs"))
+    runs.set_defaults(run=_runs)
+
+    curves = commands.add_parser("curves", help="draw a run's training curves")
+    curves.add_argument("folder", type=Path, metavar="RUN")
+    curves.add_argument("--out", type=Path, help="picture (default: RUN/curves.png)")
+    curves.set_defaults(run=_curves)
+
+    show = commands.add_parser("show", help="what a run reached and where everything lies")
+    show.add_argument("folder", type=Path, metavar="RUN")
+    show.set_defaults(run=_show)
+
+    digest = commands.add_parser("digest", help="hash every piece of a run's state")
+    digest.add_argument("folder", type=Path, metavar="RUN")
+    digest.set_defaults(run=_digest)
+    return parser
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--steps", type=int, help="sampler steps")
+    parser.add_argument("--method", help="sampler (as in sampling.method)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance weight (1: none)")
+    parser.add_argument(
+        "--class", dest="label", type=int, help="one class only (default: all in turn)"
+    )
+    parser.add_argument(
+        "--ema", help="average: its label, any width, or none (default: the widest)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
+    parser.add_argument("--batch", type=int, default=100, help="samples drawn at once")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from genus.data.datasets import fetch
+
+    fetch(arguments.name, arguments.root, arguments.source)
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from genus.data.pack import pack
+
+    pack(
+        arguments.source,
+        arguments.out,
+        shard_size=arguments.shard_size,
+        shuffle_seed=arguments.seed,
+    )
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from genus.commands import sample
+
+    sample(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from genus.commands import evaluate
+
+    evaluate(arguments)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from genus.commands import list_runs
+
+    list_runs(arguments.root)
+
+
+def _curves(arguments: argparse.Namespace) -> None:
+    from genus.commands import curves
+
+    curves(arguments.folder, arguments.out)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from genus.commands import show
+
+    show(arguments.folder)
+
+
+def _digest(arguments: argparse.Namespace) -> None:
+    from genus.checkpoint_reader import digest, newest
+
+    path = newest(arguments.folder)
+    print(path)
+    for name, value in digest(path).items():
+        print(f"{value}  {name}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Shards, index, order, stream, decoders and built-in data sets."""

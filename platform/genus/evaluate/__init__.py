@@ -1,0 +1,1 @@
+"""Features, Fréchet and kernel distances, precision and recall, passports."""

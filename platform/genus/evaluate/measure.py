@@ -1,0 +1,129 @@
+"""From images and log densities to figures with their passports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genus.evaluate.error import EvaluationError
+from genus.evaluate.features import Extractor
+from genus.evaluate.frechet import (
+    KID_SUBSET_SIZE,
+    KID_SUBSETS,
+    frechet_distance,
+    kernel_distance,
+)
+from genus.evaluate.manifold import manifold
+from genus.evaluate.passport import Figure, Passport
+from genus.evaluate.reference import reference_features
+from genus.objectives.phase import LogDensity
+
+
+def sample_quality(
+    fake_images: Iterable[Tensor],
+    reference_images: Iterable[Tensor],
+    extractor: Extractor,
+    passport: Passport,
+    *,
+    count: int,
+    reference_count: int | None = None,
+    cache: Path | None = None,
+    kid_subsets: int = KID_SUBSETS,
+    kid_subset_size: int = KID_SUBSET_SIZE,
+) -> dict[str, Figure]:
+    """FD, KID, precision, recall, density and coverage of ``count`` generated images.
+
+    Both streams give uint8 batches (B, C, H, W) and are read no further than needed; of the
+    reference the first ``reference_count`` (default: ``count``) images, or their cached features
+    (``cache``: a folder; needs ``passport.reference_fingerprint``). ``passport`` says what only the
+    caller knows (progress, ema, sampler, nfe, guidance, seeds, labels, reference); the rest is
+    filled in here. Raises EvaluationError when there are too few images on a side.
+    """
+    reference_count = reference_count or count
+    if cache is not None and not passport.reference_fingerprint:
+        raise EvaluationError("cached reference features need the passport's reference_fingerprint")
+    formats: set[str] = set()
+    fake = extractor.all(_formats(fake_images, formats), count)
+    if len(formats) > 1:
+        raise EvaluationError(f"generated images of several formats: {', '.join(sorted(formats))}")
+    real = reference_features(
+        _same_format(reference_images, formats),
+        reference_count,
+        extractor,
+        fingerprint=f"{passport.reference_fingerprint} {min(formats)}",
+        cache=cache,
+    )
+    passport = replace(
+        passport,
+        samples=count,
+        reference_samples=reference_count,
+        extractor=extractor.name,
+        extractor_sha256=extractor.weights_sha256,
+        preprocessing=extractor.preprocessing,
+        image_format=min(formats),
+    )
+    kid, deviation = kernel_distance(real, fake, subsets=kid_subsets, subset_size=kid_subset_size)
+    kid_spread = f"standard deviation over {kid_subsets} subsets of {kid_subset_size}"
+    neighbours = manifold(real, fake)
+    return {
+        f"FD-{extractor.name}": Figure(frechet_distance(real, fake), None, "", passport),
+        f"KID-{extractor.name}": Figure(kid, deviation, "", passport, kid_spread),
+        "precision": Figure(neighbours.precision, None, "", passport),
+        "recall": Figure(neighbours.recall, None, "", passport),
+        "density": Figure(neighbours.density, None, "", passport),
+        "coverage": Figure(neighbours.coverage, None, "", passport),
+    }
+
+
+def bits_per_dim(log_densities: Iterable[LogDensity], passport: Passport) -> Figure:
+    """The mean of -log2 p / dims over all rows, and its standard error, in bits/dim.
+
+    The rows' own estimation errors are part of their scatter, hence of the standard error. The
+    passport's ``likelihood`` says the kind: for "lower bound" the figure is an upper bound of the
+    bits. Raises EvaluationError for fewer than 2 rows, or rows of different kinds.
+    """
+    parts = list(log_densities)
+    kinds = {(part.kind, part.dequantisation, part.dims) for part in parts}
+    if len(kinds) > 1:
+        raise EvaluationError(f"log densities of different kinds in one figure: {sorted(kinds)}")
+    bits = [-part.nats.double().cpu() / (part.dims * math.log(2)) for part in parts]
+    rows = torch.cat(bits) if bits else torch.empty(0)
+    if len(rows) < 2:
+        raise EvaluationError(f"bits/dim needs at least 2 samples and got {len(rows)}")
+    return Figure(
+        value=float(rows.mean()),
+        spread=float(rows.std() / math.sqrt(len(rows))),
+        unit="bits/dim",
+        passport=replace(
+            passport,
+            samples=len(rows),
+            likelihood=parts[0].kind,
+            dequantisation=parts[0].dequantisation,
+        ),
+        spread_kind="standard error",
+    )
+
+
+def _formats(images: Iterable[Tensor], seen: set[str]) -> Iterator[Tensor]:
+    for batch in images:
+        seen.add(_format(batch))
+        yield batch
+
+
+def _same_format(images: Iterable[Tensor], expected: set[str]) -> Iterator[Tensor]:
+    for batch in images:
+        if _format(batch) not in expected:
+            raise EvaluationError(
+                f"real images are {_format(batch)} and generated ones {', '.join(expected)}: "
+                "read the reference at the size and channels of the model"
+            )
+        yield batch
+
+
+def _format(batch: Tensor) -> str:
+    return f"{str(batch.dtype).removeprefix('torch.')} {'x'.join(map(str, batch.shape[1:]))}"

@@ -1,0 +1,291 @@
+"""train(): the one loop of the repository, for every family.
+
+For each phase that is due: for each micro-batch, only the phase's networks are unfrozen; backward;
+clip; step. Then the objective's own update and the averages. Progress is counted in samples.
+A non-finite loss or gradient is found on the device and agreed by all ranks before the update; that
+update is skipped, counted, and the samples' ids are kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genus.checkpoint import Checkpoints, Stateful
+from genus.data.batch import Batch
+from genus.data.stream import Stream
+from genus.draws import seed_of
+from genus.errors import TrainingError
+from genus.meter import Meter
+from genus.objectives.phase import Objective, Phase, State
+from genus.optim.build import AdamWConfig, MuonConfig, OptimizerState, set_learning_rates
+from genus.optim.ema import EMA, PlainEMAConfig, PowerEMAConfig
+from genus.optim.schedule import factor
+from genus.parallel import Precision
+from genus.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, batch, numerics and cadences of a run; cadences are in samples, 0 is never."""
+
+    samples: int = 1_000_000
+    """Length of the run, samples."""
+    batch: int = 64
+    """Global batch of one step, samples."""
+    micro: int = 0
+    """Samples of one forward and backward on one device (0: the whole share); changes no result."""
+    precision: Precision = "auto"
+    """auto: what the launcher says (accelerate's --mixed_precision), else fp32."""
+    clip: float = 1.0
+    """Largest gradient norm (0: no clipping)."""
+    compile: bool = False
+    """torch.compile the networks."""
+    minutes: float = 0.0
+    """End cleanly after this much wall time, minutes (0: no limit)."""
+    status_every: int = 10_000
+    """Metrics row and log line."""
+    sample_every: int = 0
+    """Sample grid in the run folder."""
+    checkpoint_every: int = 100_000
+    """Checkpoint; one more is written at the end and on SIGTERM or SIGUSR1."""
+    keep_last: int = 2
+    """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this are kept for good."""
+    bad_steps: int = 20
+    """Stop after so many non-finite steps in a row."""
+
+
+class Evaluation(Protocol):
+    """Something done by all ranks with the averaged weights; its result becomes an event."""
+
+    name: str
+    every: int
+    """Samples between two of them; 0 is never."""
+
+    def run(self, samples: int) -> Mapping[str, Any]:
+        """Called at ``samples`` of progress, with the averages in the networks."""
+
+
+@dataclass
+class Progress:
+    """How far the run is, and how many updates in a row were not finite."""
+
+    samples: int = 0
+    step: int = 0
+    skipped: int = 0
+    streak: int = 0
+
+    def state_dict(self) -> State:
+        return {"step": self.step, "skipped": self.skipped, "streak": self.streak}
+
+    def load_state_dict(self, state: State) -> None:
+        self.step, self.skipped, self.streak = (
+            int(state[key]) for key in ("step", "skipped", "streak")
+        )
+
+
+def train(
+    run: Run,
+    networks: Mapping[str, nn.Module],
+    objective: Objective,
+    stream: Stream,
+    config: TrainConfig,
+    optim: AdamWConfig | MuonConfig,
+    ema: PowerEMAConfig | PlainEMAConfig,
+    evaluations: Sequence[Evaluation] = (),
+    flops_per_sample: float = 0.0,
+) -> int:
+    """Train to ``config.samples`` or a clean early end; resumes by itself. Returns the progress."""
+    world, began = run.world, time.monotonic()
+    prepared = world.prepare(networks, compile=config.compile)
+    averages = EMA(ema, networks)
+    optimizers = {name: optim.build(network) for name, network in networks.items()}
+    progress, meter = Progress(), Meter(world, flops_per_sample)
+    states = _states(networks, optimizers, averages, objective, stream, progress, world.accelerator)
+    checkpoints = Checkpoints(
+        run.folder / "checkpoints", world, config.keep_last, config.keep_every
+    )
+    newest = checkpoints.newest()
+    if newest is not None:
+        progress.samples = checkpoints.load(states, newest)
+        run.event("resumed", samples=progress.samples, checkpoint=newest.name)
+        run.metrics.write({"resumed_at": progress.samples})
+        run.say(f"resumed from {newest.name}")
+    elif run.resumes:
+        run.metrics.write({"resumed_at": 0})
+    watch = _Watch(run, config, progress)
+    batches, why = iter(stream), "finished"
+    meter.restart()
+
+    while progress.samples < config.samples:
+        with meter.waiting():
+            batch = next(batches)
+        set_learning_rates(optimizers, factor(optim.schedule, progress.samples, config.samples))
+        for phase in objective.phases:
+            if progress.step % phase.every == 0:
+                trained = [o for name in phase.trains for o in optimizers[name]]
+                bad = _update(run, prepared, phase, batch, trained, config, meter)
+                watch.saw(bad, batch)
+        progress.samples, progress.step = stream.position, progress.step + 1
+        objective.after_step(prepared, progress.samples)
+        averages.update(progress.samples, config.batch)
+        meter.step()
+
+        due = _Due(progress.samples, config.batch, config.samples)
+        if due(config.status_every):
+            watch.check()
+            row = meter.report(config.batch)
+            run.metrics.write({"samples": progress.samples, "step": progress.step, **row})
+            run.progress(progress.samples, config.samples, _status(row))
+        if ema.snapshot_every and due(ema.snapshot_every) and world.is_first:
+            averages.snapshot(run.folder / "snapshots", progress.samples)
+        for evaluation in evaluations:
+            if due(evaluation.every):
+                with averages.applied():
+                    found = evaluation.run(progress.samples)
+                run.event(evaluation.name, samples=progress.samples, **found)
+                meter.restart()
+        late = config.minutes > 0 and time.monotonic() - began > 60 * config.minutes
+        stopped, late, broken = world.agree([run.stop_signal is not None, late, checkpoints.failed])
+        if broken:
+            checkpoints.wait()  # raises where the save failed
+            raise TrainingError("another rank could not write its checkpoint; see its message")
+        if stopped or late:
+            why = "time is up" if late else f"stopped by {run.stop_signal or 'a signal'}"
+            break
+        if config.checkpoint_every and due(config.checkpoint_every):
+            watch.check()
+            checkpoints.save(states, progress.samples)
+            run.event("checkpoint", samples=progress.samples)
+
+    checkpoints.wait()
+    watch.check()
+    checkpoints.save(states, progress.samples)
+    checkpoints.wait()
+    world.barrier()
+    run.finish(why, progress.samples)
+    run.say(f"{why} at {progress.samples:,} samples; checkpoint in {run.folder / 'checkpoints'}")
+    return progress.samples
+
+
+def _update(
+    run: Run,
+    prepared: Mapping[str, nn.Module],
+    phase: Phase,
+    batch: Batch,
+    optimizers: Sequence[torch.optim.Optimizer],
+    config: TrainConfig,
+    meter: Meter,
+) -> Tensor:
+    """One gradient step of one phase; returns a device flag, 1 where it was skipped as not finite."""
+    world, scaler = run.world, run.world.accelerator.scaler
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    micros = list(batch.scoped(phase.name).micro_batches(config.micro))
+    bad = torch.zeros((), device=world.device)
+    for i, micro in enumerate(micros):
+        # Dropout draws from the default generator, which is set by rule: nothing to save.
+        torch.manual_seed(seed_of(run.seed, batch.position, phase.name, world.rank, i))
+        weight = len(micro) / len(batch)
+        with world.only(prepared, phase.trains, sync=i == len(micros) - 1):
+            loss, metrics = phase.loss(prepared, micro)
+            world.accelerator.backward(loss * weight)
+        bad = torch.maximum(bad, (~torch.isfinite(loss.detach())).float())
+        meter.add({f"{phase.name}/{key}": value for key, value in metrics.items()}, weight)
+    if scaler is not None:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"), foreach=True)
+    bad = world.max_(torch.maximum(bad, (~torch.isfinite(norm)).float()))
+    meter.add({f"{phase.name}/grad_norm": norm})
+    meter.count([f"{phase.name}/{key}" for key in (*metrics, "grad_norm")])
+    for optimizer in optimizers:
+        if scaler is not None:
+            scaler.step(optimizer)
+        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+            optimizer.step()  # a fused step looks at the flag on the device: no synchronisation
+        elif not bad.item():
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if scaler is not None:
+        scaler.update()
+    return bad
+
+
+class _Watch:
+    """Remembers which steps were not finite without reading the device until a report is due."""
+
+    def __init__(self, run: Run, config: TrainConfig, progress: Progress) -> None:
+        self.run, self.config, self.progress = run, config, progress
+        self._recent: list[tuple[Tensor, Batch]] = []
+
+    def saw(self, bad: Tensor, batch: Batch) -> None:
+        self._recent.append((bad, Batch({}, batch.ids, batch.position, batch.draws)))
+
+    def check(self) -> None:
+        """Count the skipped updates since the last check; TrainingError after too many in a row."""
+        if not self._recent:
+            return
+        flags = torch.stack([bad for bad, _ in self._recent]).tolist()
+        for flag, (_, batch) in zip(flags, self._recent, strict=True):
+            self.progress.streak = self.progress.streak + 1 if flag else 0
+            if flag:
+                self.progress.skipped += 1
+                ids = batch.ids.tolist()
+                self.run.metrics.write({"not_finite_at": batch.position, "ids": ids})
+                self.run.event("fault", what="non-finite update skipped", samples=batch.position)
+        self._recent.clear()
+        if self.progress.streak >= self.config.bad_steps:
+            raise TrainingError(
+                f"{self.progress.streak} updates in a row were not finite, the last at "
+                f"{self.progress.samples} samples. None was applied and the newest checkpoint is "
+                "sound. Look at the ids in metrics/rank-*.jsonl; try a lower optim.lr, a longer "
+                "optim.schedule.warmup or train.precision=fp32"
+            )
+
+
+@dataclass(frozen=True)
+class _Due:
+    samples: int
+    batch: int
+    total: int
+
+    def __call__(self, every: int) -> bool:
+        """Whether this step crossed a multiple of ``every``, or was the last."""
+        if not every:
+            return False
+        crossed = self.samples // every > (self.samples - self.batch) // every
+        return crossed or self.samples >= self.total
+
+
+def _states(
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, list[torch.optim.Optimizer]],
+    averages: EMA,
+    objective: Objective,
+    stream: Stream,
+    progress: Progress,
+    accelerator: Any,
+) -> dict[str, Stateful]:
+    states: dict[str, Stateful] = {}
+    for name, network in networks.items():
+        states[f"networks.{name}"] = network  # type: ignore[assignment]
+        states[f"optimizers.{name}"] = OptimizerState(network, optimizers[name])
+    states |= {"ema": averages, "objective": objective, "stream": stream, "progress": progress}
+    if accelerator.scaler is not None:
+        states["scaler"] = accelerator.scaler
+    return states
+
+
+def _status(row: Mapping[str, float]) -> str:
+    losses = [f"{key} {value:.4f}" for key, value in row.items() if key.endswith("/loss")]
+    speed = f"{row['samples_per_second']:.0f} samples/s"
+    wait = f"data wait {100 * row['data_wait_share']:.1f} %"
+    return "  ".join([*losses, speed, wait])

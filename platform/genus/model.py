@@ -1,0 +1,73 @@
+"""A trained model taken from a run folder: networks with averaged weights, and their objective."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genus import config
+from genus.checkpoint_reader import newest, read_meta, read_tensors, tensor_shapes
+from genus.data.manifest import DataInfo
+from genus.errors import ConfigError
+from genus.optim.ema import reconstruct
+from genus.run import load_recipe
+
+
+@dataclass(frozen=True)
+class Model:
+    """What sampling and evaluation need of a run."""
+
+    folder: Path
+    config: Any
+    info: DataInfo
+    networks: dict[str, nn.Module]
+    objective: Any
+    samples: int
+    """Progress of the checkpoint, samples."""
+    ema: str
+    """Whose weights these are: an average's label, ``0.123 (post-hoc)`` or ``none``."""
+
+
+def load_model(folder: Path, ema: str | None = None, device: torch.device | str = "cpu") -> Model:
+    """The newest checkpoint of a run. ``ema``: an average's label (default: the last), ``none`` for
+    the weights as trained, or any width, which is then reconstructed from the run's snapshots.
+
+    Raises ConfigError or CheckpointError saying what is missing.
+    """
+    recipe = load_recipe(folder)
+    cfg = config.load(recipe.Config, folder / "config.json")
+    info = DataInfo.from_json(json.loads((folder / "data.json").read_text()))
+    networks, objective = recipe.build(cfg, info)
+    path = newest(folder)
+    tensors, label = _weights(folder, path, ema)
+    for name, network in networks.items():
+        own = read_tensors(path, f"networks.{name}/")  # buffers that have no average, too
+        averaged = {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        network.load_state_dict({**own, **averaged})
+        network.to(device).eval()
+    samples = int(read_meta(path)["samples"])
+    return Model(folder, cfg, info, networks, objective, samples, label)
+
+
+def _weights(folder: Path, path: Path, ema: str | None) -> tuple[dict[str, Tensor], str]:
+    if ema == "none":
+        return {}, "none"
+    labels = sorted({k.split("/")[1] for k in tensor_shapes(path) if k.startswith("ema/")})
+    wanted = ema or labels[-1]
+    try:
+        number = f"{float(wanted):.3f}"
+    except ValueError:
+        number = wanted
+    for label in (wanted, number):
+        if label in labels:
+            return read_tensors(path, f"ema/{label}/"), label
+    try:
+        return reconstruct(folder / "snapshots", float(wanted)), f"{number} (post-hoc)"
+    except ValueError as error:
+        known = ", ".join([*labels, "none"])
+        raise ConfigError(f"no average '{ema}' (there are: {known}); {error}") from None

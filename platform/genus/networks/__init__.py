@@ -1,0 +1,1 @@
+"""What is differentiated: plain modules that know nothing of noise, loss or distribution."""

@@ -1,0 +1,103 @@
+"""The contract between objectives and the loop, and what a family can offer beyond training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from genus.data.batch import Batch
+from genus.draws import Draws
+
+Networks = Mapping[str, nn.Module]
+"""The run's networks by name, called through ``__call__`` only: the hooks of DDP, FSDP2 and
+DeepSpeed do not fire through ``.forward``."""
+
+State = dict[str, Tensor | int | float | str]
+"""A piece of state: tensors go to the checkpoint's shards, scalars to its JSON."""
+
+Loss = Callable[[Networks, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""(networks, micro-batch) -> (scalar mean over the rows, detached scalars for the metrics)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One gradient step of an objective: ``trains`` names the networks that it updates.
+
+    The phase is due at every step whose number (from 0) is divisible by ``every``.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    loss: Loss
+    every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """A family's row in the taxonomy of generative models."""
+
+    density: Literal["exact", "lower bound", "estimate", "none"]
+    sampling_cost: str
+    principle: str
+    latent: str
+    architecture: str
+
+
+class Objective(Protocol):
+    """What the loop needs. Weights live in the networks, everything else in ``state_dict``."""
+
+    @property
+    def phases(self) -> Sequence[Phase]: ...
+
+    @property
+    def traits(self) -> Traits: ...
+
+    def after_step(self, networks: Networks, samples: int) -> None:
+        """Called once a step after all phases; ``samples`` is the progress so far."""
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """How to draw. What is None is left to the objective's own default."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    method: str | None = None
+    guide: Networks | None = field(default=None, repr=False)
+    """A weaker version of the networks to guide away from (autoguidance)."""
+
+
+@runtime_checkable
+class CanSample(Protocol):
+    def sample(
+        self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions
+    ) -> Tensor:
+        """(B, C, H, W) images in [-1, 1], one row a row of ``draws``; ``label`` (B,) or None."""
+
+
+@dataclass(frozen=True)
+class LogDensity:
+    """Natural-log density of each row (B,), of what kind, and its standard error where estimated.
+
+    ``kind`` says what the number is; ``dequantisation`` on which data. ``dims`` is the number of
+    dimensions that bits/dim divides by.
+    """
+
+    nats: Tensor
+    kind: Literal["exact", "lower bound", "estimate"]
+    dequantisation: str
+    dims: int
+    standard_error: Tensor | None = None
+
+
+@runtime_checkable
+class CanLogDensity(Protocol):
+    def log_density(self, networks: Networks, batch: Batch) -> LogDensity:
+        """Log density of the batch's data in their own units (pixel levels for uint8 images)."""

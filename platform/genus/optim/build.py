@@ -1,0 +1,170 @@
+"""Optimizers for a run's networks: AdamW, or Muon for matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from genus.errors import ConfigError
+from genus.objectives.phase import State
+from genus.optim.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """AdamW (Loshchilov & Hutter 2019), fused where the device has it."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment, per step."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled, on matrices and convolutions only (not on gains, biases, embeddings)."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the run."""
+
+    def build(self, network: nn.Module) -> list[torch.optim.Optimizer]:
+        """One optimizer over all parameters of a network; none where it has no parameters."""
+        return self.over(list(network.parameters()), _embeddings(network))
+
+    def over(self, parameters: list[nn.Parameter], plain: set[int]) -> list[torch.optim.Optimizer]:
+        """One optimizer over ``parameters``; those with an id in ``plain`` do not decay."""
+        decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in plain]
+        others = [p for p in parameters if p.ndim < 2 or id(p) in plain]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay, "peak": self.lr},
+            {"params": others, "weight_decay": 0.0, "peak": self.lr},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            return []
+        return [torch.optim.AdamW(groups, self.lr, self.betas, self.eps, fused=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig:
+    """Muon (Jordan 2024, torch.optim.Muon) for matrices; AdamW for everything else.
+
+    Convolutions count as matrices (C_out, C_in k k), as in the author's own use of it.
+    """
+
+    lr: float = 0.02
+    """Peak learning rate of the matrices."""
+    momentum: float = 0.95
+    """Nesterov momentum of the matrices."""
+    weight_decay: float = 0.0
+    """Decoupled, on the matrices."""
+    adamw: AdamWConfig = field(default_factory=AdamWConfig)
+    """For vectors, embeddings, the first and the last layer."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the run, of both."""
+
+    def build(self, network: nn.Module) -> list[torch.optim.Optimizer]:
+        """At most two optimizers; ConfigError where this torch has no Muon."""
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"Muon needs torch >= 2.9, this is {torch.__version__}")
+        parameters = list(network.parameters())
+        plain = _embeddings(network)
+        wide = [p for p in parameters if p.ndim >= 2 and id(p) not in plain]
+        ends = {id(p) for p in (*wide[:1], *wide[-1:])}
+        matrices = [p for p in wide if id(p) not in ends]
+        theirs = {id(p) for p in matrices}
+        rest = self.adamw.over([p for p in parameters if id(p) not in theirs], plain)
+        return [_MatrixMuon(matrices, self), *rest] if matrices else rest
+
+
+class _MatrixMuon(torch.optim.Optimizer):
+    """torch's Muon on (C_out, rest) views of the parameters: it refuses anything but matrices."""
+
+    def __init__(self, parameters: list[nn.Parameter], config: MuonConfig) -> None:
+        super().__init__([{"params": parameters, "peak": config.lr}], {"lr": config.lr})
+        # reshape of a channels_last kernel would copy, so these stand-ins are refreshed each step
+        self._views = [nn.Parameter(p.detach().reshape(len(p), -1).clone()) for p in parameters]
+        self._inner = torch.optim.Muon(
+            self._views,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="original",
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self._inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+        pairs = list(zip(self.param_groups[0]["params"], self._views, strict=True))
+        for parameter, view in pairs:
+            view.copy_(parameter.reshape(view.shape))
+            view.grad = None if parameter.grad is None else parameter.grad.reshape(view.shape)
+            if parameter in self.state:
+                self._inner.state[view] = self.state[parameter]
+        self._inner.step()  # type: ignore[no-untyped-call]
+        for parameter, view in pairs:
+            parameter.copy_(view.reshape(parameter.shape))
+            view.grad = None
+            if view in self._inner.state:
+                self.state[parameter] = self._inner.state[view]
+
+
+def _embeddings(network: nn.Module) -> set[int]:
+    tables = [m.weight for m in network.modules() if isinstance(m, nn.Embedding)]
+    return {id(table) for table in tables}
+
+
+@dataclass
+class OptimizerState:
+    """The state of one network's optimizers, tensors by parameter name, for any sharding."""
+
+    network: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+
+    @property
+    def kinds(self) -> str:
+        """The optimizers' class names."""
+        return " ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+
+    def state_dict(self) -> State:
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        tensors = {
+            f"{names[id(p)]}/{key}": value
+            for optimizer in self.optimizers
+            for p, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+        return {**tensors, "kinds": self.kinds}
+
+    def load_state_dict(self, state: State) -> None:
+        """Raises ValueError or KeyError where other optimizers or another network were saved."""
+        if state["kinds"] != self.kinds:
+            raise ValueError(f"it was saved by {state['kinds']}, this run has {self.kinds}")
+        owners = {
+            id(p): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+        parameters = dict(self.network.named_parameters())
+        for path, value in state.items():
+            name, _, key = path.rpartition("/")
+            if not isinstance(value, Tensor):
+                continue
+            p = parameters[name]
+            if value.shape == p.shape:  # moments lie like their parameter (device, memory format)
+                value = torch.empty_like(p, dtype=value.dtype).copy_(value)
+            else:
+                value = value.to(p.device)
+            owners[id(p)].state[p][key] = value
+
+
+def set_learning_rates(
+    optimizers: Mapping[str, Sequence[torch.optim.Optimizer]], factor: float
+) -> None:
+    """Every group's learning rate is its peak times the schedule's factor."""
+    for group_of_networks in optimizers.values():
+        for optimizer in group_of_networks:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor

@@ -1,0 +1,1 @@
+"""How one draws: free functions over a denoiser, each citing its algorithm."""

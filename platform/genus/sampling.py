@@ -1,0 +1,98 @@
+"""Drawing many samples from a trained objective, and the sample grid of a run in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genus.data.pixels import to_levels
+from genus.draws import Draws, seed_of
+from genus.objectives.phase import CanSample, SampleOptions
+from genus.run import Run
+
+
+def sample_batches(
+    objective: CanSample,
+    networks: Mapping[str, nn.Module],
+    indices: Sequence[int],
+    labels: Sequence[int] | None,
+    *,
+    seed: int,
+    device: torch.device | str,
+    options: SampleOptions | None = None,
+    batch: int = 100,
+) -> Iterator[Tensor]:
+    """uint8 images (<= batch, C, H, W), sample i depending on (seed, i) and its label only."""
+    modes = {name: network.training for name, network in networks.items()}
+    for network in networks.values():
+        network.eval()
+    try:
+        for start in range(0, len(indices), batch):
+            part = indices[start : start + batch]
+            draws = Draws.of([seed_of(seed, "sample", i) for i in part], device=device)
+            label = None
+            if labels is not None:
+                label = torch.tensor(labels[start : start + batch], device=device)
+            with torch.no_grad():
+                images = objective.sample(networks, draws, label, options or SampleOptions())
+            yield to_levels(images)
+    finally:
+        for name, network in networks.items():
+            network.train(modes[name])
+
+
+def grid_labels(count: int, classes: int) -> list[int] | None:
+    """Labels of a grid whose columns are the classes: 0, 1, ..., classes - 1, 0, 1, ..."""
+    return [i % classes for i in range(count)] if classes else None
+
+
+class SampleGrid:
+    """An evaluation for the loop: a grid drawn with the averaged weights, shared by the ranks."""
+
+    name = "samples"
+
+    def __init__(
+        self,
+        run: Run,
+        networks: Mapping[str, nn.Module],
+        objective: CanSample,
+        *,
+        every: int,
+        classes: int,
+        rows: int = 8,
+    ) -> None:
+        """``rows`` rows of one column a class (of eight columns without classes)."""
+        self.every = every
+        self._run, self._networks, self._objective = run, networks, objective
+        self._classes = classes
+        self._columns = min(classes, 16) or 8
+        self._count = rows * self._columns
+
+    def run(self, samples: int) -> Mapping[str, Any]:
+        """Draw the grid with the same seeds every time; returns the picture's path."""
+        from genus.evaluate.grid import save_grid
+
+        world = self._run.world
+        mine = range(world.rank, self._count, world.size)
+        labels = grid_labels(self._count, self._columns) if self._classes else None
+        mine_labels = [labels[i] for i in mine] if labels is not None else None
+        parts = sample_batches(
+            self._objective,
+            self._networks,
+            list(mine),
+            mine_labels,
+            seed=self._run.seed,
+            device=world.device,
+        )
+        drawn = torch.cat(list(parts))
+        everybody = world.gather_rows(drawn)
+        path = f"samples/{samples:012d}.png"
+        if everybody is not None:
+            order = [i for rank in range(world.size) for i in range(rank, self._count, world.size)]
+            images = torch.empty_like(everybody)
+            images[torch.tensor(order)] = everybody
+            save_grid(images, self._run.folder / path, self._columns)
+        return {"image": path}

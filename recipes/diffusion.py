@@ -1,0 +1,156 @@
+"""Diffusion and flow-matching models of images.
+
+    accelerate launch recipes/diffusion.py                                   # Fashion-MNIST
+    accelerate launch --config_file launch/accelerate/gpu8.yaml recipes/diffusion.py \
+        --preset edm-cifar10 data.url=/data/cifar10
+
+preset                  score to expect                                      cost
+----------------------  ---------------------------------------------------  -----------------------
+tiny                    none: seconds, for trying the platform out            5 s, 1 CPU core
+fashion (default)       see docs/diffusion.md: measured, with passport        9 min, 2 CPU cores
+edm-cifar10             FID 1.88 (Karras 2022, table 2, config E, cond. VP;   2 days, 8 V100
+                        1.79 adds their augmentation, which is not here)
+edm-imagenet64          FID 2.36 (Karras 2022, table 3, ADM, deterministic)   13 days, 32 A100
+dit-b4                  none published in pixels: DiT's shape on any data     by data
+dit-xl2-imagenet256     FID 9.62, 2.27 at guidance 1.5 (Peebles & Xie 2023,   7 M steps of 256
+                        tables 2, 3), on latents 4x32x32
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from genus import config
+from genus.data.manifest import DataInfo
+from genus.data.stream import DataConfig, open_stream
+from genus.loop import TrainConfig, train
+from genus.mirror import TrackingConfig
+from genus.networks.dit import DiTConfig
+from genus.networks.unet import UNetConfig
+from genus.objectives.ddpm import DDPMConfig
+from genus.objectives.edm import EDMConfig
+from genus.objectives.flow_matching import FlowMatchingConfig
+from genus.meter import training_flops
+from genus.objectives.phase import Objective
+from genus.optim.build import AdamWConfig, MuonConfig
+from genus.optim.ema import PlainEMAConfig, PowerEMAConfig
+from genus.optim.schedule import ScheduleConfig
+from genus.parallel import World
+from genus.run import Run, RunConfig, describe, errors_as_messages
+from genus.samplers.draw import SamplingConfig
+from genus.sampling import SampleGrid
+
+TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A diffusion run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    network: UNetConfig | DiTConfig = field(default_factory=UNetConfig)
+    objective: EDMConfig | DDPMConfig | FlowMatchingConfig = field(default_factory=EDMConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: AdamWConfig | MuonConfig = field(default_factory=AdamWConfig)
+    ema: PowerEMAConfig | PlainEMAConfig = field(default_factory=PowerEMAConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+# fmt: off
+PRESETS = {
+    "tiny": Config(
+        data=DataConfig(url=str(TEST_DATA / "fashion-1000"), size=32),
+        network=UNetConfig(channels=16, mults=(1, 2), blocks=1, attention=(), head_channels=0, patch=4),
+        objective=FlowMatchingConfig(),
+        sampling=SamplingConfig(method="euler", steps=8),
+        train=TrainConfig(samples=640, batch=16, status_every=160, sample_every=640, checkpoint_every=320),
+        optim=AdamWConfig(lr=1e-3),
+    ),
+    "fashion": Config(
+        data=DataConfig(url="fashion-mnist", size=32),
+        network=UNetConfig(channels=64, mults=(1, 2), blocks=2, attention=(8,), patch=2),
+        objective=FlowMatchingConfig(),
+        sampling=SamplingConfig(method="heun", steps=12),
+        train=TrainConfig(samples=60_000, batch=64, status_every=3_200, sample_every=20_000, checkpoint_every=20_000),
+        optim=AdamWConfig(lr=1e-3),
+    ),
+    "edm-cifar10": Config(
+        data=DataConfig(url="data/cifar10", size=32, flip=True),
+        network=UNetConfig(channels=128, mults=(2, 2, 2), blocks=4, attention=(16,), head_channels=0, dropout=0.13, style="ddpm++"),
+        objective=EDMConfig(),
+        sampling=SamplingConfig(method="heun", steps=18),
+        train=TrainConfig(samples=200_000_000, batch=512, status_every=50_000, sample_every=5_000_000, checkpoint_every=2_500_000),
+        optim=AdamWConfig(lr=1e-3, schedule=ScheduleConfig(warmup=10_000_000)),
+        ema=PlainEMAConfig(half_life=500_000),
+    ),
+    "edm-imagenet64": Config(
+        data=DataConfig(url="data/imagenet64", size=64, flip=False),
+        network=UNetConfig(channels=192, mults=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_channels=64, dropout=0.1, style="adm"),
+        objective=EDMConfig(),
+        sampling=SamplingConfig(method="heun", steps=40),
+        train=TrainConfig(samples=2_500_000_000, batch=4096, precision="fp16", status_every=200_000, sample_every=50_000_000, checkpoint_every=10_000_000),
+        optim=AdamWConfig(lr=1e-4, schedule=ScheduleConfig(warmup=10_000_000)),
+        ema=PlainEMAConfig(half_life=50_000_000, rampup=0.0),
+    ),
+    "dit-b4": Config(
+        data=DataConfig(url="data/imagenet64", size=64),
+        network=DiTConfig(depth=12, width=768, heads=12, patch=4),
+        objective=FlowMatchingConfig(),
+        sampling=SamplingConfig(method="heun", steps=25),
+        train=TrainConfig(samples=100_000_000, batch=256, status_every=50_000, sample_every=2_000_000, checkpoint_every=1_000_000),
+        optim=AdamWConfig(lr=1e-4),
+        ema=PowerEMAConfig(snapshot_every=2_000_000),
+    ),
+    "dit-xl2-imagenet256": Config(
+        data=DataConfig(url="data/imagenet256-latents"),
+        network=DiTConfig(depth=28, width=1152, heads=16, patch=2),
+        objective=DDPMConfig(),
+        sampling=SamplingConfig(method="ancestral", steps=250, guidance=1.5),
+        train=TrainConfig(samples=1_792_000_000, batch=256, clip=0.0, status_every=50_000, sample_every=12_800_000, checkpoint_every=12_800_000),
+        optim=AdamWConfig(lr=1e-4),
+        ema=PlainEMAConfig(half_life=1_774_000, rampup=0.0),
+    ),
+}
+# fmt: on
+
+
+def build(cfg: Config, info: DataInfo) -> tuple[dict[str, nn.Module], Objective]:
+    """The networks, sized by the data, and the objective."""
+    shape = (info.channels, info.resolution, info.resolution)
+    denoiser = cfg.network.build(channels=shape[0], resolution=shape[1], classes=info.classes)
+    return {"denoiser": denoiser}, cfg.objective.build(shape, info.classes, cfg.sampling)
+
+
+def flops(cfg: Config, info: DataInfo) -> float:
+    """Model FLOPs of training on one sample."""
+    with torch.device("meta"):
+        networks, _ = build(cfg, info)
+        x = torch.empty(1, info.channels, info.resolution, info.resolution)
+        return training_flops(networks["denoiser"], x, torch.empty(1), None)
+
+
+def main() -> None:
+    command = config.parse(Config, PRESETS, default="fashion")
+    cfg = command.config
+    with errors_as_messages():
+        world = World(cfg.train.precision)
+        stream = open_stream(cfg.data, batch=cfg.train.batch, seed=cfg.run.seed, **world.place)
+        cost = flops(cfg, stream.info)
+        if command.dry_run:
+            return describe(build, cfg, stream.info, world, cost)
+        with Run(command, __file__, world, stream.info) as run:
+            networks, objective = build(cfg, stream.info)
+            grid = SampleGrid(
+                run, networks, objective, every=cfg.train.sample_every, classes=stream.info.classes
+            )
+            train(run, networks, objective, stream, cfg.train, cfg.optim, cfg.ema, [grid], cost)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The same run however it is cut: killed and resumed, on one process or two, in any micro-batches."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from launching import command, kill_tree, run, start, wait_until
+
+from genus.checkpoint_reader import digest, newest, published, read_tensors
+from genus.tracking import read_events, read_metrics
+
+STEPS = 40
+COMMON = ("--preset", "tiny", "tracking.wandb=off", "train.sample_every=0", "run.root=.")
+
+
+def arguments(name: str, samples: int = STEPS * 16, *more: str) -> tuple[str, ...]:
+    return (*COMMON, f"run.name={name}", f"train.samples={samples}", *more)
+
+
+def every_few_steps(name: str) -> tuple[str, ...]:
+    # a wider network: a step takes long enough for a kill to fall inside the run
+    return arguments(name, STEPS * 16, "train.checkpoint_every=80", "network.channels=64")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_resumed_run_equals_the_uninterrupted_one(
+    processes: int, tmp_path: Path
+) -> None:
+    run(command(processes, *every_few_steps("straight")), tmp_path)
+    process = start(command(processes, *every_few_steps("killed")), tmp_path)
+    killed = tmp_path / "killed"
+    wait_until(lambda: bool(published(killed / "checkpoints")), process, "a checkpoint")
+    moment = random.SystemRandom().uniform(0, 0.5)
+    try:
+        process.wait(moment)
+    except Exception:
+        kill_tree(process.pid)
+    process.wait()
+    assert not (killed / "done").exists(), f"killed too late, after {moment:.2f} s more"
+    reached = newest(killed).name
+    output = run(command(processes, *every_few_steps("killed")), tmp_path)
+    assert "resumed from samples-" in output, reached
+    straight = digest(newest(tmp_path / "straight"))
+    assert digest(newest(killed)) == straight, f"killed {moment:.3f} s after {reached}"
+    rows = [row["samples"] for row in read_metrics(killed) if "step" in row]
+    assert rows == sorted(set(rows))
+
+
+def test_one_and_two_processes_and_micro_batches_agree(tmp_path: Path) -> None:
+    runs = {
+        "whole": command(1, *arguments("whole", 20 * 16)),
+        "micro": command(1, *arguments("micro", 20 * 16, "train.micro=4")),
+        "two": command(2, *arguments("two", 20 * 16)),
+    }
+    for words in runs.values():
+        run(words, tmp_path)
+    states = {name: read_tensors(newest(tmp_path / name), "networks.") for name in runs}
+    moved = 0.0
+    for name in ("micro", "two"):
+        for key, value in states["whole"].items():
+            torch.testing.assert_close(states[name][key], value, rtol=0, atol=1e-5)
+            moved = max(moved, float(value.abs().max()))
+    assert moved > 0.01
+    losses = {name: read_metrics(tmp_path / name)[-1]["denoise/loss"] for name in runs}
+    assert losses["micro"] == pytest.approx(losses["whole"], abs=1e-5)
+    assert losses["two"] == pytest.approx(losses["whole"], abs=1e-5)
+
+
+def test_sigterm_saves_and_leaves_a_marker_and_the_rest_is_the_same(tmp_path: Path) -> None:
+    process = start(command(2, *every_few_steps("stopped")), tmp_path)
+    stopped = tmp_path / "stopped"
+    wait_until(lambda: bool(published(stopped / "checkpoints")), process, "a checkpoint")
+    process.send_signal(signal.SIGTERM)  # to the launcher, which tells the ranks
+    process.wait()
+    assert (stopped / "requeue").exists()
+    assert not (stopped / "done").exists()
+    finish = [event for event in read_events(stopped) if event["event"] == "finish"]
+    assert finish[-1]["why"] == "stopped by SIGTERM"
+    assert newest(stopped).name == f"samples-{finish[-1]['samples']:012d}"
+    run(command(1, *every_few_steps("stopped")), tmp_path)  # elastic: two processes, now one
+    assert (stopped / "done").exists()
+    assert not (stopped / "requeue").exists()
+    run(command(1, *every_few_steps("straight")), tmp_path)
+    a, b = (read_tensors(newest(tmp_path / n), "networks.") for n in ("stopped", "straight"))
+    for key, value in a.items():
+        torch.testing.assert_close(b[key], value, rtol=0, atol=1e-5)
+
+
+def test_sigusr1_to_a_single_process_exits_zero(tmp_path: Path) -> None:
+    process = start(command(1, *every_few_steps("stopped")), tmp_path)
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    wait_until(lambda: bool(published(checkpoints)), process, "a checkpoint")
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait() == 0
+    assert (tmp_path / "stopped" / "requeue").exists()
