@@ -4,7 +4,7 @@
     python benchmarks/class_recognition.py samples.npz [--json] [--quick]
 
 The judge knows real images only: multinomial logistic regression on EffLite0 features of 5,000
-real training images. ``samples.npz`` holds ``image`` (N, H, W[, C]) uint8 and ``label`` (N,).
+real training images. ``samples.npz`` holds ``images`` (N, C, H, W) uint8 and ``labels`` (N,).
 Without a file, real training images that the judge has not seen take the samples' place: a control
 whose ratios must be near 1.
 """
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genus.data.stream import DataConfig, iterate_once, read_info
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 from genus.evaluate.features import Extractor, efficientnet_lite0
 
 GOAL = 0.8
@@ -116,13 +116,11 @@ def real_images(url: str, size: int, count: int, skip: int = 0) -> tuple[Tensor,
 
 
 def read_samples(path: Path) -> tuple[Tensor, Tensor]:
-    """(N, C, H, W) uint8 and labels (N,) of an .npz with ``image`` (N, H, W[, C]) and ``label``."""
+    """``images`` (N, C, H, W) uint8 and ``labels`` (N,) of what ``genus sample`` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
-        if not {"image", "label"} <= set(arrays):
-            raise EvaluationError(f"{path} holds {sorted(arrays)}, not image and label")
-        images, labels = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["label"])
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return images, labels.long()
+        if not {"images", "labels"} <= set(arrays):
+            raise EvaluationError(f"{path} holds {sorted(arrays)}, not images and labels")
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
 
 
 def main() -> None:

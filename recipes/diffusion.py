@@ -28,13 +28,13 @@ from genus import config
 from genus.data.manifest import DataInfo
 from genus.data.stream import DataConfig, open_stream
 from genus.loop import TrainConfig, train
+from genus.meter import training_flops
 from genus.mirror import TrackingConfig
 from genus.networks.dit import DiTConfig
 from genus.networks.unet import UNetConfig
 from genus.objectives.ddpm import DDPMConfig
 from genus.objectives.edm import EDMConfig
 from genus.objectives.flow_matching import FlowMatchingConfig
-from genus.meter import training_flops
 from genus.objectives.phase import Objective
 from genus.optim.build import AdamWConfig, MuonConfig
 from genus.optim.ema import PlainEMAConfig, PowerEMAConfig
@@ -63,57 +63,65 @@ class Config:
 
 
 # fmt: off
+M = 1_000_000
 PRESETS = {
     "tiny": Config(
         data=DataConfig(url=str(TEST_DATA / "fashion-1000"), size=32),
-        network=UNetConfig(channels=16, mults=(1, 2), blocks=1, attention=(), head_channels=0, patch=4),
+        network=UNetConfig(channels=16, mults=(1, 2), blocks=1, attention=(), patch=4,
+                           head_channels=0),
         objective=FlowMatchingConfig(),
         sampling=SamplingConfig(method="euler", steps=8),
-        train=TrainConfig(samples=640, batch=16, status_every=160, sample_every=640, checkpoint_every=320),
+        train=TrainConfig(samples=640, batch=16, status_every=160, sample_every=640,
+                          checkpoint_every=320),
         optim=AdamWConfig(lr=1e-3),
     ),
     "fashion": Config(
         data=DataConfig(url="fashion-mnist", size=32),
-        network=UNetConfig(channels=64, mults=(1, 2), blocks=2, attention=(8,), patch=2),
+        network=UNetConfig(channels=128, mults=(1, 1), blocks=1, attention=(8,), patch=4),
         objective=FlowMatchingConfig(),
-        sampling=SamplingConfig(method="heun", steps=12),
-        train=TrainConfig(samples=60_000, batch=64, status_every=3_200, sample_every=20_000, checkpoint_every=20_000),
-        optim=AdamWConfig(lr=1e-3),
+        sampling=SamplingConfig(method="heun", steps=18),
+        train=TrainConfig(samples=120_000, batch=32, status_every=3_200, sample_every=40_000,
+                          checkpoint_every=40_000),
+        optim=AdamWConfig(lr=1e-3, betas=(0.9, 0.99)),
     ),
     "edm-cifar10": Config(
         data=DataConfig(url="data/cifar10", size=32, flip=True),
-        network=UNetConfig(channels=128, mults=(2, 2, 2), blocks=4, attention=(16,), head_channels=0, dropout=0.13, style="ddpm++"),
+        network=UNetConfig(channels=128, mults=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13,
+                           head_channels=0, style="ddpm++"),
         objective=EDMConfig(),
         sampling=SamplingConfig(method="heun", steps=18),
-        train=TrainConfig(samples=200_000_000, batch=512, status_every=50_000, sample_every=5_000_000, checkpoint_every=2_500_000),
-        optim=AdamWConfig(lr=1e-3, schedule=ScheduleConfig(warmup=10_000_000)),
-        ema=PlainEMAConfig(half_life=500_000),
+        train=TrainConfig(samples=200 * M, batch=512, status_every=50_000, sample_every=5 * M,
+                          checkpoint_every=2 * M),
+        optim=AdamWConfig(lr=1e-3, schedule=ScheduleConfig(warmup=10 * M)),
+        ema=PlainEMAConfig(half_life=M // 2),
     ),
     "edm-imagenet64": Config(
-        data=DataConfig(url="data/imagenet64", size=64, flip=False),
-        network=UNetConfig(channels=192, mults=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_channels=64, dropout=0.1, style="adm"),
+        data=DataConfig(url="data/imagenet64", size=64),
+        network=UNetConfig(channels=192, mults=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8),
+                           head_channels=64, dropout=0.1, style="adm"),
         objective=EDMConfig(),
         sampling=SamplingConfig(method="heun", steps=40),
-        train=TrainConfig(samples=2_500_000_000, batch=4096, precision="fp16", status_every=200_000, sample_every=50_000_000, checkpoint_every=10_000_000),
-        optim=AdamWConfig(lr=1e-4, schedule=ScheduleConfig(warmup=10_000_000)),
-        ema=PlainEMAConfig(half_life=50_000_000, rampup=0.0),
+        train=TrainConfig(samples=2_500 * M, batch=4096, status_every=200_000, sample_every=50 * M,
+                          checkpoint_every=10 * M),
+        optim=AdamWConfig(lr=1e-4, schedule=ScheduleConfig(warmup=10 * M)),
+        ema=PlainEMAConfig(half_life=50 * M, rampup=0.0),
     ),
     "dit-b4": Config(
         data=DataConfig(url="data/imagenet64", size=64),
-        network=DiTConfig(depth=12, width=768, heads=12, patch=4),
+        network=DiTConfig(width=768, depth=12, heads=12, patch=4),
         objective=FlowMatchingConfig(),
         sampling=SamplingConfig(method="heun", steps=25),
-        train=TrainConfig(samples=100_000_000, batch=256, status_every=50_000, sample_every=2_000_000, checkpoint_every=1_000_000),
-        optim=AdamWConfig(lr=1e-4),
-        ema=PowerEMAConfig(snapshot_every=2_000_000),
+        train=TrainConfig(samples=100 * M, batch=256, status_every=50_000, sample_every=2 * M,
+                          checkpoint_every=M),
+        ema=PowerEMAConfig(snapshot_every=2 * M),
     ),
     "dit-xl2-imagenet256": Config(
         data=DataConfig(url="data/imagenet256-latents"),
-        network=DiTConfig(depth=28, width=1152, heads=16, patch=2),
+        network=DiTConfig(width=1152, depth=28, heads=16, patch=2),
         objective=DDPMConfig(),
         sampling=SamplingConfig(method="ancestral", steps=250, guidance=1.5),
-        train=TrainConfig(samples=1_792_000_000, batch=256, clip=0.0, status_every=50_000, sample_every=12_800_000, checkpoint_every=12_800_000),
-        optim=AdamWConfig(lr=1e-4),
+        train=TrainConfig(samples=1_792 * M, batch=256, clip=0.0, status_every=50_000,
+                          sample_every=10 * M, checkpoint_every=10 * M),
         ema=PlainEMAConfig(half_life=1_774_000, rampup=0.0),
     ),
 }

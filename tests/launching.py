@@ -23,17 +23,20 @@ def command(processes: int, *arguments: str, recipe: str = "recipes/diffusion.py
     return [str(BIN / "accelerate"), "launch", "--config_file", str(config), *script]
 
 
-def start(
-    words: Sequence[str], folder: Path, log: Path | None = None
-) -> subprocess.Popen[bytes]:
+def start(words: Sequence[str], folder: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
     """Start it in ``folder``, one thread a process, output to ``log``."""
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "WANDB_MODE": "offline"}
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "WANDB_MODE": "offline",
+    }
     output = (log or folder / "output.txt").open("ab")
     return subprocess.Popen(words, cwd=folder, env=variables, stdout=output, stderr=output)
 
 
 def run(words: Sequence[str], folder: Path, expect: int = 0, timeout: float = 240) -> str:
-    """Run it to its end and return its output; AssertionError with the output if it ends otherwise."""
+    """Run it to its end and return its output; AssertionError if it ends otherwise."""
     log = folder / f"output-{time.monotonic_ns()}.txt"
     process = start(words, folder, log)
     try:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,16 +39,8 @@ from genus.checkpoint_reader import (
     tensor_shapes,
 )
 from genus.errors import CheckpointError
-from genus.objectives.phase import State
 from genus.parallel import World
-
-
-class Stateful(Protocol):
-    """Anything with state: tensors go to the shards, scalars to meta.json."""
-
-    def state_dict(self) -> State: ...
-
-    def load_state_dict(self, state: State) -> Any: ...
+from genus.state import State, Stateful
 
 
 class Checkpoints:
@@ -232,9 +224,9 @@ class Checkpoints:
             try:
                 state.load_state_dict({**loaded, **meta["scalars"][name]})
             except (LookupError, RuntimeError, TypeError, ValueError) as error:
+                why = " ".join(f"{type(error).__name__}: {error}".split())
                 raise CheckpointError(
-                    f"{path}: '{name}' does not fit this configuration "
-                    f"({type(error).__name__}: {error}). {_REMEDY}"
+                    f"{path}: '{name}' does not fit this configuration ({why}). {_REMEDY}"
                 ) from error
         return int(meta["samples"])
 

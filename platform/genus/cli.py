@@ -51,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle before packing")
     pack.set_defaults(run=_pack)
 
+    index = data.add_parser("index", help="index a folder of webdataset shards made elsewhere")
+    index.add_argument("folder", type=Path)
+    index.set_defaults(run=_index)
+
     sample = commands.add_parser("sample", help="draw samples from a run")
     _model_arguments(sample)
     sample.add_argument("--n", type=int, default=64, help="number of samples")
@@ -63,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure a run's samples and likelihood")
     _model_arguments(evaluate)
     evaluate.add_argument("--n", type=int, default=2000, help="number of samples")
-    evaluate.add_argument(
-        "--reference", help="data set to compare with (default: its test split)"
-    )
+    evaluate.add_argument("--reference", help="data set to compare with (default: its test split)")
     evaluate.add_argument(
         "--likelihood", type=int, default=0, metavar="N", help="test images for bits/dim"
     )
@@ -121,6 +123,13 @@ def _pack(arguments: argparse.Namespace) -> None:
         shard_size=arguments.shard_size,
         shuffle_seed=arguments.seed,
     )
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from genus.data.index import index_folder
+
+    manifest = index_folder(arguments.folder)
+    print(f"{arguments.folder}: {manifest.total:,} samples in {len(manifest.shards)} shards")
 
 
 def _sample(arguments: argparse.Namespace) -> None:

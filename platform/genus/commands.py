@@ -33,14 +33,15 @@ from genus.tracking import read_events, read_metrics
 
 
 def sample(arguments: Namespace) -> None:
-    """Draw samples into a PNG grid or an .npz with uint8 ``images`` (N, C, H, W) and ``labels``."""
+    """Draw samples into a PNG grid or an .npz with uint8 ``images`` (N, C, H, W) and ``labels``
+    (-1: none)."""
     model, options = _model(arguments), _options(arguments)
     labels = _labels(model, arguments.n, arguments.label)
     images = torch.cat(list(_samples(model, arguments, labels, options)))
     if arguments.out.suffix == ".npz":
-        names = {} if labels is None else {"labels": np.asarray(labels)}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(arguments.out, images=images.numpy(), **names)
+        shown = np.full(len(images), -1) if labels is None else np.asarray(labels)
+        np.savez_compressed(arguments.out, images=images.numpy(), labels=shown)
     else:
         columns = arguments.columns or (8 if labels is None else min(model.info.classes, 16))
         save_grid(images, arguments.out, columns)
@@ -104,7 +105,9 @@ def list_runs(root: Path) -> None:
         rows = [row for row in rows if "step" in row]
         done = rows[-1]["samples"] if rows else 0
         total = json.loads((folder / "config.json").read_text())["train"]["samples"]
-        losses = [f"{k} {v:.4f}" for k, v in (rows[-1] if rows else {}).items() if k.endswith("/loss")]
+        losses = [
+            f"{k} {v:.4f}" for k, v in (rows[-1] if rows else {}).items() if k.endswith("/loss")
+        ]
         text = "  ".join([*losses, *_short(_last_figures(folder))])
         print(f"{folder.name:<28} {state:<9} {done:>13,}/{total:<13,} {text}")
 
@@ -136,8 +139,12 @@ def show(folder: Path) -> None:
     print(f"\n{folder}: {recipe.name}, {state_of(folder)}")
     if rows:
         losses = ", ".join(f"{k} {v:.4f}" for k, v in rows[-1].items() if k.endswith("/loss"))
-        print(f"  reached      {rows[-1]['samples']:,} samples, {rows[-1]['step']:,} steps, {losses}")
-    print(f"  figures      {'  '.join(_short(_last_figures(folder))) or 'none yet: genus evaluate'}")
+        print(
+            f"  reached      {rows[-1]['samples']:,} samples, {rows[-1]['step']:,} steps, {losses}"
+        )
+    print(
+        f"  figures      {'  '.join(_short(_last_figures(folder))) or 'none yet: genus evaluate'}"
+    )
     pictures = [*grids[-1:], *sorted(folder.glob("samples*.png")), folder / "curves.png"]
     for path in pictures:
         if path.exists():

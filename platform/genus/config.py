@@ -134,11 +134,11 @@ def leaf_fields(config: object) -> Iterator[tuple[str, Any, Any]]:
 
 
 def count_leaves(config_class: type) -> int:
-    """Leaf fields of a config class, all members of its unions counted."""
+    """Leaf fields of the largest config of a class: of each union, its largest member counts."""
     total = 0
     for hint in hints(config_class).values():
         members = classes_of(hint)
-        total += sum(count_leaves(member) for member in members.values()) if members else 1
+        total += max(count_leaves(member) for member in members.values()) if members else 1
     return total
 
 

@@ -7,12 +7,12 @@ class GenusError(Exception):
     """Shown without a traceback by the recipes and the ``genus`` command."""
 
 
-class ConfigError(GenusError):
+class ConfigError(GenusError, ValueError):
     """A config or request that can't be: the key, what is wrong and what would be right."""
 
 
-class DataError(GenusError):
-    """Data that can't be read: the shard, the sample and what to do."""
+class DataError(GenusError, ValueError):
+    """Data, or a request for data, that can't be served: the shard, the sample, what to do."""
 
 
 class CheckpointError(GenusError):
@@ -21,3 +21,7 @@ class CheckpointError(GenusError):
 
 class TrainingError(GenusError):
     """Training that can't go on."""
+
+
+class EvaluationError(GenusError):
+    """A figure that can't be measured, or may not be printed: what, why and what to do."""

@@ -16,18 +16,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from genus.checkpoint import Checkpoints, Stateful
+from genus.checkpoint import Checkpoints
 from genus.data.batch import Batch
 from genus.data.stream import Stream
 from genus.draws import seed_of
 from genus.errors import TrainingError
 from genus.meter import Meter
-from genus.objectives.phase import Objective, Phase, State
+from genus.objectives.phase import Objective, Phase
 from genus.optim.build import AdamWConfig, MuonConfig, OptimizerState, set_learning_rates
 from genus.optim.ema import EMA, PlainEMAConfig, PowerEMAConfig
 from genus.optim.schedule import factor
 from genus.parallel import Precision
 from genus.run import Run
+from genus.state import State, Stateful
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,7 @@ def train(
         for phase in objective.phases:
             if progress.step % phase.every == 0:
                 trained = [o for name in phase.trains for o in optimizers[name]]
-                bad = _update(run, prepared, phase, batch, trained, config, meter)
-                watch.saw(bad, batch)
+                watch.saw(_update(run, prepared, phase, batch, trained, config, meter), batch)
         progress.samples, progress.step = stream.position, progress.step + 1
         objective.after_step(prepared, progress.samples)
         averages.update(progress.samples, config.batch)
@@ -184,7 +184,7 @@ def _update(
     config: TrainConfig,
     meter: Meter,
 ) -> Tensor:
-    """One gradient step of one phase; returns a device flag, 1 where it was skipped as not finite."""
+    """One gradient step of one phase; returns a device flag, 1 where it was skipped."""
     world, scaler = run.world, run.world.accelerator.scaler
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
     micros = list(batch.scoped(phase.name).micro_batches(config.micro))
@@ -230,22 +230,27 @@ class _Watch:
         self._recent.append((bad, Batch({}, batch.ids, batch.position, batch.draws)))
 
     def check(self) -> None:
-        """Count the skipped updates since the last check; TrainingError after too many in a row."""
+        """Count the steps with a skipped update since the last check; TrainingError after too many
+        in a row."""
         if not self._recent:
             return
         flags = torch.stack([bad for bad, _ in self._recent]).tolist()
+        steps: dict[int, tuple[bool, Batch]] = {}
         for flag, (_, batch) in zip(flags, self._recent, strict=True):
-            self.progress.streak = self.progress.streak + 1 if flag else 0
-            if flag:
+            any_phase = bool(flag) or (batch.position in steps and steps[batch.position][0])
+            steps[batch.position] = any_phase, batch
+        for position, (bad, batch) in steps.items():
+            self.progress.streak = self.progress.streak + 1 if bad else 0
+            if bad:
                 self.progress.skipped += 1
                 ids = batch.ids.tolist()
-                self.run.metrics.write({"not_finite_at": batch.position, "ids": ids})
-                self.run.event("fault", what="non-finite update skipped", samples=batch.position)
+                self.run.metrics.write({"samples": position, "skipped_ids": ids})
+                self.run.event("skipped", why="not finite", samples=position)
         self._recent.clear()
         if self.progress.streak >= self.config.bad_steps:
             raise TrainingError(
-                f"{self.progress.streak} updates in a row were not finite, the last at "
-                f"{self.progress.samples} samples. None was applied and the newest checkpoint is "
+                f"the updates of {self.progress.streak} steps in a row were not finite, up to "
+                f"{self.progress.samples} samples. None was applied, and the newest checkpoint is "
                 "sound. Look at the ids in metrics/rank-*.jsonl; try a lower optim.lr, a longer "
                 "optim.schedule.warmup or train.precision=fp32"
             )
@@ -276,7 +281,7 @@ def _states(
 ) -> dict[str, Stateful]:
     states: dict[str, Stateful] = {}
     for name, network in networks.items():
-        states[f"networks.{name}"] = network  # type: ignore[assignment]
+        states[f"networks.{name}"] = network
         states[f"optimizers.{name}"] = OptimizerState(network, optimizers[name])
     states |= {"ema": averages, "objective": objective, "stream": stream, "progress": progress}
     if accelerator.scaler is not None:

@@ -44,6 +44,7 @@ def start_mirror(folder: Path, tracking: TrackingConfig) -> subprocess.Popen[byt
         return None
     command = [sys.executable, "-m", "genus.mirror", str(folder), "--mode", mode]
     command += ["--project", tracking.project, "--parent", str(os.getpid())]
+    command += ["--grace", str(GRACE_SECONDS)]
     try:
         with (folder / "wandb.log").open("ab") as log:
             # Its own session: a signal to the job's process group is ours to handle, not W&B's.
@@ -58,8 +59,18 @@ def start_mirror(folder: Path, tracking: TrackingConfig) -> subprocess.Popen[byt
 def _mode(tracking: TrackingConfig) -> str:
     if tracking.wandb != "auto":
         return tracking.wandb
-    has_netrc = (Path.home() / ".netrc").exists() or (Path.home() / "_netrc").exists()
-    return "online" if os.environ.get("WANDB_API_KEY") or has_netrc else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    """Whether `wandb login` has left a key; a .netrc may well be there for other hosts."""
+    for path in (Path.home() / ".netrc", Path.home() / "_netrc"):
+        try:
+            if "wandb" in path.read_text():
+                return True
+        except (OSError, UnicodeDecodeError):
+            continue
+    return False
 
 
 def follow(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:

@@ -8,6 +8,7 @@ that the world is what the launcher promised.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
@@ -77,12 +78,12 @@ class World:
         """Move each network to the device and wrap it (autocast, DDP). Same parameter objects."""
         prepared = {}
         for name, network in networks.items():
-            if self.device.type == "cpu" or self.precision != "fp32":
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if compile:
                 network.compile()
             self._trainable[name] = [p for p in network.parameters() if p.requires_grad]
-            prepared[name] = self.accelerator.prepare_model(network)
+            with warnings.catch_warnings():  # accelerate spells DDP's options the older way
+                warnings.simplefilter("ignore", FutureWarning)
+                prepared[name] = self.accelerator.prepare_model(network)
         return prepared
 
     @contextmanager

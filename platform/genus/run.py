@@ -148,9 +148,7 @@ class Run:
 
     # ---- provenance ------------------------------------------------------------------------------
 
-    def _write_provenance(
-        self, command: config.Command[Any], script: str, info: DataInfo
-    ) -> None:
+    def _write_provenance(self, command: config.Command[Any], script: str, info: DataInfo) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.json"
         if self.resumes:
@@ -162,9 +160,7 @@ class Run:
         write_atomically(
             self.folder / "environment.json", json.dumps(_environment(script), indent=1) + "\n"
         )
-        write_atomically(
-            self.folder / "data.json", json.dumps(info.to_json(), indent=1) + "\n"
-        )
+        write_atomically(self.folder / "data.json", json.dumps(info.to_json(), indent=1) + "\n")
         difference = _git("diff", "HEAD", folder=Path(script).parent)
         write_atomically(self.folder / "code.diff", difference or "")
 
@@ -214,6 +210,8 @@ def load_recipe(folder: Path) -> ModuleType:
         raise ConfigError(f"{folder} was made by {script}, which is not there any more")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
+    if str(script.parent) not in sys.path:
+        sys.path.append(str(script.parent))  # as it was when the recipe ran as a script
     spec.loader.exec_module(module)
     return module
 
@@ -254,7 +252,7 @@ def describe(
     cfg: Any,
     info: DataInfo,
     world: World,
-    flops_per_sample: float,
+    flops_per_sample: float = 0.0,
 ) -> None:
     """Print a config and what follows from it, for --dry-run; trains nothing, writes nothing."""
     if not world.is_first:
@@ -269,4 +267,5 @@ def describe(
     print(f"length    {steps:,} steps, {cfg.train.samples / info.samples:.2f} epochs")
     for name, network in networks.items():
         print(f"network   {name}: {sum(p.numel() for p in network.parameters()):,} parameters")
-    print(f"compute   {flops_per_sample / 1e9:.3f} GFLOPs a sample, forward and backward")
+    if flops_per_sample:
+        print(f"compute   {flops_per_sample / 1e9:.3f} GFLOPs a sample, forward and backward")

@@ -21,8 +21,8 @@ import pytest
 
 from genus.data import datasets
 from genus.data.datasets import BuiltIn
-from genus.data.error import DataError
 from genus.data.manifest import Manifest
+from genus.errors import DataError
 
 FILES = ("a-images-idx3-ubyte.gz", "a-labels-idx1-ubyte.gz")
 

@@ -21,7 +21,7 @@ from genus.data.decode import (
     stack,
     texts,
 )
-from genus.data.error import DataError
+from genus.errors import DataError
 
 
 def png(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:

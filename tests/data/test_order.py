@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genus.data.error import DataError
 from genus.data.order import Order, lanes_for, own_lanes, permutation
+from genus.errors import DataError
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda s: sum(s) > 0)
 

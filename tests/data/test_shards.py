@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from genus.data.decode import decode_image
-from genus.data.error import DataError
 from genus.data.index import ShardIndex, index_folder, index_shard
 from genus.data.manifest import DataInfo, Manifest, info_of
 from genus.data.pack import pack, read_idx
 from genus.data.reader import Reader
+from genus.errors import DataError
 
 FASHION = Path(__file__).parent / "fashion-1000"
 
@@ -100,7 +100,7 @@ def test_tarfile_with_long_names_and_folders(tmp_path: Path, form: int) -> None:
         folder = tarfile.TarInfo("a")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
-        add(tar, "__meta__", b"skipped, as webdataset does")
+        add(tar, "__meta__/x.txt", b"skipped, as webdataset does")
         add(tar, "README", b"no extension")
         add(tar, f"{long}.PNG", png(random(4, 6)))
         add(tar, f"{long}.cls", b"3")
@@ -243,6 +243,7 @@ def test_pack_is_atomic_and_never_overwrites(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     (source / "b.png").unlink()
     pack(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
     with pytest.raises(DataError, match="exists already"):
         pack(source, tmp_path / "out")
     (tmp_path / "none").mkdir()

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genus.data.batch import Batch
-from genus.data.error import DataError
 from genus.data.index import index_folder
 from genus.data.manifest import Manifest
 from genus.data.pack import pack
 from genus.data.reader import Reader
 from genus.data.stream import DataConfig, Stream, iterate_once, open_stream, read_info
+from genus.errors import DataError
 
 FASHION = str(Path(__file__).parent / "fashion-1000")
 

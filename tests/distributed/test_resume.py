@@ -1,4 +1,4 @@
-"""The same run however it is cut: killed and resumed, on one process or two, in any micro-batches."""
+"""The same run however it is cut: killed and resumed, on one or two processes, in micro-batches."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import command, kill_tree, run, start, wait_until
 
 from genus.checkpoint_reader import digest, newest, published, read_tensors
 from genus.tracking import read_events, read_metrics
+from launching import command, kill_tree, run, start, wait_until
 
 STEPS = 40
 COMMON = ("--preset", "tiny", "tracking.wandb=off", "train.sample_every=0", "run.root=.")

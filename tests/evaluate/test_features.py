@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genus.data.stream import DataConfig, iterate_once
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 from genus.evaluate.features import Extractor, efficientnet_lite0, inception, module_file
 from genus.evaluate.frechet import frechet_distance
 

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 from genus.evaluate.frechet import frechet_distance, kernel_distance
 
 

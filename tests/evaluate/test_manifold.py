@@ -7,7 +7,7 @@ import torch
 from prdc import compute_prdc
 from torch import Tensor
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 from genus.evaluate.manifold import manifold
 
 

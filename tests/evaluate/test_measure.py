@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 from genus.evaluate.features import Extractor
 from genus.evaluate.frechet import frechet_distance
 from genus.evaluate.measure import bits_per_dim, sample_quality
@@ -69,6 +69,15 @@ def test_too_few_images() -> None:
         quality(images(0), images(1, 45))
 
 
+def test_too_few_for_the_kernel_distance_is_said_before_a_sample_is_drawn() -> None:
+    def undrawn() -> Iterator[Tensor]:
+        raise AssertionError("a sample was drawn")
+        yield
+
+    with pytest.raises(EvaluationError, match=r"subsets of 500 needs .* 499 generated"):
+        sample_quality(undrawn(), undrawn(), EXTRACTOR, PASSPORT, count=499)
+
+
 def test_the_cache_spares_the_reference_and_gives_the_same_figures(tmp_path: Path) -> None:
     first = quality(images(0), images(1), cache=tmp_path)
 
@@ -115,7 +124,7 @@ def test_a_damaged_cache_file_is_made_anew(tmp_path: Path) -> None:
 
 def test_a_cache_needs_a_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="reference_fingerprint"):
-        sample_quality([], [], EXTRACTOR, Passport(), count=2, cache=tmp_path)
+        sample_quality([], [], EXTRACTOR, Passport(), count=500, cache=tmp_path)
 
 
 def log_density(nats: list[float], kind: str = "exact", dims: int = 4) -> LogDensity:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 from genus.evaluate.passport import (
     Figure,
     Passport,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from genus.errors import EvaluationError
 from genus.evaluate.curves import save_curves, smooth
-from genus.evaluate.error import EvaluationError
 from genus.evaluate.grid import save_grid, tile
 
 

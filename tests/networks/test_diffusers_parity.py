@@ -100,5 +100,5 @@ def test_unequal_configurations_are_refused() -> None:
             )
         )
     small = UNetConfig(channels=32, mults=(1, 2), blocks=2, attention=(8,), style="ddpm")
-    with pytest.raises(RuntimeError, match="decoder.2"):
+    with pytest.raises(RuntimeError, match=r"decoder\.2"):
         small.build(channels=3, resolution=16, classes=CLASSES).load_state_dict(unet_weights(peer))

@@ -14,7 +14,7 @@ def millions(network: nn.Module) -> float:
 
 
 def test_edm_cifar10_ddpmpp() -> None:
-    """55.7 M: Karras et al. 2022, table 7 (CIFAR-10, DDPM++); class-conditional as in table 2."""
+    """55.7 M: Karras et al. 2022, table 7 (network architectures), CIFAR-10 with DDPM++."""
     config = UNetConfig(
         channels=128, mults=(2, 2, 2), blocks=4, attention=(16,), head_channels=0, dropout=0.13
     )
@@ -26,7 +26,7 @@ def test_edm_cifar10_ddpmpp() -> None:
 
 
 def test_edm_imagenet64_adm() -> None:
-    """295.9 M: Karras et al. 2022, table 7 (ImageNet-64, ADM); Dhariwal & Nichol 2021: 296 M."""
+    """295.9 M: Karras et al. 2022, table 7, ImageNet-64; Dhariwal & Nichol 2021: 296 M."""
     config = UNetConfig(
         channels=192,
         mults=(1, 2, 3, 4),
@@ -56,7 +56,7 @@ def test_dit() -> None:
 def test_dit_s_to_the_parameter() -> None:
     """Counted by hand from the paper's description of DiT-S/2."""
     d, depth, patch = 384, 12, 2
-    block = 3 * d * (d + 1) - 0 + d * (d + 1) + 4 * d * (d + 1) + d * (4 * d + 1) + 6 * d * (d + 1)
+    block = 4 * d * (d + 1) + 4 * d * (d + 1) + d * (4 * d + 1) + 6 * d * (d + 1)
     head = 2 * d * (d + 1) + patch**2 * 8 * (d + 1)
     conditioning = d * (256 + 1) + d * (d + 1) + 1001 * d
     expected = depth * block + head + conditioning + d * (4 * patch**2 + 1)

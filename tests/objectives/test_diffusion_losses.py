@@ -107,6 +107,23 @@ def test_flow_matching_loss_floor(std: float) -> None:
     assert loss.item() == pytest.approx(math.pi * std / 2, rel=1e-6)
 
 
+def test_edm_noise_levels_in_training() -> None:
+    """ln sigma = P_mean + P_std z, which the network sees as c_noise = ln(sigma) / 4."""
+    config = EDMConfig(P_mean=-0.4, P_std=0.9)
+    z = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor, noise: Tensor, label: Tensor | None) -> Tensor:
+            seen.append(noise)
+            return x
+
+    draws = Prescribed.rows(3, sigma=z, eps=torch.zeros(3))
+    image = torch.zeros(3, 1, 1, 1, dtype=torch.float64)
+    config.build(SHAPE).loss({"denoiser": Spy()}, batch_of(image, draws=draws))
+    torch.testing.assert_close(seen[0], (-0.4 + 0.9 * z) / 4, rtol=1e-12, atol=1e-12)
+
+
 def test_logit_normal_times() -> None:
     """t is sigmoid(mean + std z): the floor at a prescribed z shows which t it was."""
     config = FlowMatchingConfig(logit_mean=0.7, logit_std=1.3)

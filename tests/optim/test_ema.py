@@ -164,23 +164,28 @@ def error(found: Tensor, expected: Tensor, path: Tensor) -> float:
     return float((found.double() - expected).square().mean().sqrt() / scale)
 
 
-@pytest.mark.parametrize("width", [0.04, 0.05, 0.07, 0.10, 0.14, 0.20])
+@pytest.mark.parametrize(
+    ("width", "bound"),
+    [(0.04, 0.02), (0.05, 0.008), (0.07, 0.005), (0.10, 0.005), (0.14, 0.005), (0.20, 0.012)],
+)
 @pytest.mark.parametrize("step", [STEPS // 2, STEPS])
 def test_post_hoc_reconstruction_from_files(
-    snapshots: tuple[Path, Tensor], width: float, step: int
+    snapshots: tuple[Path, Tensor], width: float, step: int, bound: float
 ) -> None:
-    """Half-precision files: below 1.5 % of the distance that the averaging itself makes."""
+    """Half-precision files: within 0.5 % between the stored widths, 2 % a good way outside."""
     folder, path = snapshots
     found = reconstruct(folder, width, step * BATCH)["net.w"]
     assert found.dtype == torch.float32
-    assert error(found, exact_ema(path, width, step), path[:step]) < 0.015
+    assert error(found, exact_ema(path, width, step), path[:step]) < bound
 
 
-@pytest.mark.parametrize("width", [0.04, 0.07, 0.14, 0.20])
+@pytest.mark.parametrize(
+    ("width", "bound"), [(0.04, 5e-4), (0.07, 1e-4), (0.10, 1e-12), (0.14, 2e-4), (0.20, 3e-3)]
+)
 def test_post_hoc_reconstruction_of_exact_snapshots(
-    snapshots: tuple[Path, Tensor], width: float
+    snapshots: tuple[Path, Tensor], width: float, bound: float
 ) -> None:
-    """Without rounding: only the profiles' own error is left, below 1 %."""
+    """Without rounding only the profiles' own error is left: within 0.01 % between the widths."""
     _, path = snapshots
     steps = [s for s in range(CADENCE, STEPS + 1, CADENCE) for _ in WIDTHS]
     widths = [w for _ in range(CADENCE, STEPS + 1, CADENCE) for w in WIDTHS]
@@ -188,7 +193,7 @@ def test_post_hoc_reconstruction_of_exact_snapshots(
     found = torch.zeros(DIM, dtype=torch.float64)
     for weight, s, w in zip(weights, steps, widths, strict=True):
         found += weight * exact_ema(path, w, s)
-    assert error(found, exact_ema(path, width, STEPS), path) < 0.01
+    assert error(found, exact_ema(path, width, STEPS), path) < bound
 
 
 def test_a_stored_width_is_reconstructed_by_itself() -> None:
@@ -267,9 +272,8 @@ def test_averages_follow_training_in_place_and_are_lent() -> None:
         for key, value in zip(ema._live, ema.averages["0.050"], strict=True):
             assert torch.equal(lent[key.removeprefix("net.")], value)
         assert not torch.equal(lent["0.weight"], live["0.weight"])
-    with pytest.raises(RuntimeError, match="inside"), ema.applied():
-        assert not torch.equal(network[0].weight, live["0.weight"])  # type: ignore[arg-type]
-        raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="mat1"), ema.applied():
+        network(torch.zeros(4, 7))  # an evaluation that fails gives the weights back, too
     assert all(torch.equal(value, live[key]) for key, value in network.state_dict().items())
 
 

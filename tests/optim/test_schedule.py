@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -43,7 +44,7 @@ def test_between_zero_and_one_and_without_jumps(kind: str) -> None:
     values = [factor(config, s, TOTAL) for s in range(TOTAL + 1)]
     assert min(values) >= 0
     assert max(values) <= 1
-    steps = [abs(a - b) for a, b in zip(values, values[1:], strict=False)]
+    steps = [abs(a - b) for a, b in itertools.pairwise(values)]
     assert max(steps) <= 1 / 70 + 1e-12
 
 
@@ -51,3 +52,8 @@ def test_between_zero_and_one_and_without_jumps(kind: str) -> None:
 def test_a_kind_that_needs_a_length_is_not_silently_constant(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"needs schedule\.decay"):
         ScheduleConfig(kind=kind)  # type: ignore[arg-type]
+
+
+def test_warm_up_multiplies_the_shape() -> None:
+    config = ScheduleConfig(kind="cosine", warmup=500)
+    assert factor(config, 250, TOTAL) == pytest.approx(0.5 * (0.5 + math.sqrt(2) / 4))

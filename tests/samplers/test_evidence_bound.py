@@ -77,8 +77,8 @@ variances = pytest.mark.parametrize("how", [ALL, SMALL], ids=["large", "small"])
 @variances
 @configs
 def test_expected_bound_in_closed_form(config: DDPMConfig, how: EvidenceBound) -> None:
-    """KL divergences of Gaussians in the paper's symbols, with the least error of x_0. All terms are
-    quadratic in (x_0, eps), so the second-moment quadrature gives its mean exactly."""
+    """KL divergences of Gaussians in the paper's symbols, with the least error of x_0. All terms
+    are quadratic in (x_0, eps), so the second-moment quadrature gives its mean exactly."""
     sigma2 = ddpm_levels(config.schedule, config.timesteps) ** 2
     error = STD**2 * sigma2 / (STD**2 + sigma2)
     L_T = ((1 + 1 / sigma2[-1]).log() + (sigma2[-1] + STD**2) / (1 + sigma2[-1]) - 1) / 2

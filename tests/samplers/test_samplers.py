@@ -52,16 +52,34 @@ def run(method: str, denoiser: Denoiser, sigmas: Tensor, rows: int = 16) -> Tens
 @cache
 def exact_solution() -> Tensor:
     """Richardson's extrapolation of Heun: its h^2 error cancels."""
-    return (4 * run("heun", MIXTURE, grid(2048)) - run("heun", MIXTURE, grid(1024))) / 3
+    return (4 * run("heun", MIXTURE, grid(512)) - run("heun", MIXTURE, grid(256))) / 3
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2), ("dpm++2m", 2)])
 def test_order_of_convergence(method: str, order: int) -> None:
     errors = [
-        (run(method, MIXTURE, grid(n)) - exact_solution()).norm().item() for n in (128, 256, 512)
+        (run(method, MIXTURE, grid(n)) - exact_solution()).norm().item() for n in (64, 128, 256)
     ]
     slopes = [math.log2(errors[i] / errors[i + 1]) for i in (0, 1)]
     assert slopes == pytest.approx([order, order], abs=0.12)
+
+
+def test_dpm_solver_pp_2m_by_hand() -> None:
+    """Lu et al. 2022b, Algorithm 2, two uneven steps with D = sigma. (A wrong r can't be seen in
+    the order of convergence: its errors, (h^2 - h_old^2) D' / 2, telescope over the grid.)"""
+
+    class Level(MixtureDenoiser):
+        def __call__(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+            return sigma.expand_as(x)
+
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    r = math.log(2) / math.log(3)  # h_old / h, for steps 8 -> 4 -> 4/3
+    first = 4 / 8 * 1 + (1 - 4 / 8) * 8
+    D = (1 + 1 / (2 * r)) * 4 - 1 / (2 * r) * 8
+    second = 1 / 3 * first + (1 - 1 / 3) * D
+    sigmas = torch.tensor([8.0, 4.0, 4 / 3], dtype=torch.float64)
+    found = dpm_solver_pp_2m(Level(MIXTURE.means), x, sigmas)
+    assert found.item() == pytest.approx(second, rel=1e-12)
 
 
 def test_ddim_is_euler_is_flow_matching_euler() -> None:
@@ -131,22 +149,22 @@ def test_samplers_reproduce_a_gaussian(sampler: str) -> None:
     """Mean and variance to within the step's error, which falls as the steps double."""
     mean, std = 0.7, 0.4
     errors = []
-    for steps in (150, 300):
+    for steps in (100, 200):
         m, variance = moments(sampler, karras_levels(steps, 1e-4, 80.0), mean, std)
         assert m == pytest.approx(mean, abs=1e-2)
-        assert variance == pytest.approx(std**2, rel=0.1)
+        assert variance == pytest.approx(std**2, rel=0.15)
         errors.append(abs(variance - std**2))
     assert errors[1] < 0.6 * errors[0]
 
 
 def test_stochastic_samplers_use_their_noise() -> None:
     """Without it their variance would be far too small."""
-    sigmas = karras_levels(200, 0.002, 200.0)
+    sigmas = karras_levels(100, 0.002, 200.0)
     for sampler in ("ancestral", "heun-churn"):
         quiet = moments("euler", sigmas, 0.0, 0.4)[1]
-        assert moments(sampler, sigmas, 0.0, 0.4)[1] == pytest.approx(quiet, rel=0.05)
+        assert moments(sampler, sigmas, 0.0, 0.4)[1] == pytest.approx(quiet, rel=0.15)
     draws = Prescribed.rows(
-        4, **{f"{k}{i}": torch.zeros(1) for k in ("churn", "ancestral") for i in range(200)}
+        4, **{f"{k}{i}": torch.zeros(1) for k in ("churn", "ancestral") for i in range(100)}
     )
     data = MixtureDenoiser(torch.zeros(1, 1, 1, 1, dtype=torch.float64), 0.4)
     x = sigmas[0] * torch.ones(4, 1, 1, 1, dtype=torch.float64)
@@ -199,18 +217,18 @@ def test_network_calls_and_labels(sampler: object, calls: int) -> None:
 @every_objective
 @pytest.mark.parametrize("method", METHODS)
 def test_every_objective_samples_with_every_method(config: Config, method: str) -> None:
-    """Data N(m, s^2) come back: 8,192 rows, so 4 standard errors and the steps' own error."""
+    """Data N(m, s^2) come back: 2,048 rows, so 4 standard errors and the steps' own error."""
     objective = config.build((1, 2, 2), classes=1)
     network = GaussianNetwork(path_of(config), 0.4, means=(0.3, 0.0))
-    draws = Draws.of([1], group_size=8192)
-    options = SampleOptions(steps=100, method=method)
-    x = objective.sample({"denoiser": network}, draws, torch.zeros(8192).long(), options)
-    assert x.shape == (8192, 1, 2, 2)
+    draws = Draws.of([1], group_size=2048)
+    options = SampleOptions(steps=50, method=method)
+    x = objective.sample({"denoiser": network}, draws, torch.zeros(2048).long(), options)
+    assert x.shape == (2048, 1, 2, 2)
     assert x.dtype == torch.float32
     assert not x.requires_grad
-    assert x.mean().item() == pytest.approx(0.3, abs=0.02)
-    # ancestral steps lose 1 / steps or so of the variance; an epsilon network has float32's error
-    assert x.std().item() == pytest.approx(0.4, rel=0.08 if method == "ancestral" else 0.04)
+    assert x.mean().item() == pytest.approx(0.3, abs=0.025)
+    # ancestral steps narrow the data, by a share that falls as 1 / steps
+    assert x.std().item() == pytest.approx(0.4, rel=0.15 if method == "ancestral" else 0.06)
 
 
 @every_objective

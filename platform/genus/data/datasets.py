@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from genus.data.error import DataError
 from genus.data.manifest import MANIFEST
 from genus.data.pack import pack
+from genus.errors import DataError
 
 
 @dataclass(frozen=True)

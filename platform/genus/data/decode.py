@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genus.data.error import DataError
+from genus.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image

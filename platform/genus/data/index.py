@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genus.data.decode import field_of
-from genus.data.error import DataError
 from genus.data.manifest import MANIFEST, Manifest, Shard
+from genus.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from genus.data.decode import Array, Fit, Kind, decode_member, field_of, fields_of, stack
-from genus.data.error import DataError
 from genus.data.order import Ids
 from genus.data.reader import Reader
+from genus.errors import DataError
 
 Loaded = tuple[dict[str, Tensor], Tensor]
 """Fields and ids (B,) of a batch, on the CPU."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genus.data.decode import fields_of
-from genus.data.error import DataError
+from genus.errors import DataError
 
 MANIFEST = "manifest.json"
 

@@ -17,8 +17,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from genus.data.error import DataError
 from genus.draws import seed_of
+from genus.errors import DataError
 
 Ids = NDArray[np.int64]
 

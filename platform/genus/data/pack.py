@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genus.data.decode import IMAGES
-from genus.data.error import DataError
 from genus.data.index import image_shape, index_folder
 from genus.data.manifest import Manifest
 from genus.data.order import permutation
+from genus.errors import DataError
 
 
 @dataclass(frozen=True)

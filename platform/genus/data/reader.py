@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from genus.data.error import DataError
 from genus.data.index import ShardIndex
 from genus.data.manifest import Manifest
+from genus.errors import DataError
 
 V = TypeVar("V")
 

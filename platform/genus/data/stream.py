@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,13 @@ from torch import Tensor
 from genus.data import datasets
 from genus.data.batch import Batch
 from genus.data.decode import Fit
-from genus.data.error import DataError
 from genus.data.loading import Samples, load, worker_count
 from genus.data.manifest import DataInfo, Manifest, info_of
 from genus.data.order import Ids, Order, lanes_for, own_lanes
 from genus.data.reader import Reader
 from genus.draws import Draws, seed_of
+from genus.errors import DataError
+from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Stream:
             yield np.concatenate(rows)
             start += share
 
-    def state_dict(self) -> dict[str, int | str]:
+    def state_dict(self) -> State:
         """Where the run is and by which order; the same on all ranks."""
         return {
             "position": self.position,
@@ -102,7 +103,7 @@ class Stream:
             "fingerprint": self.info.fingerprint,
         }
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go to a saved position. DataError where another order or other data would follow."""
         own = self.state_dict()
         remedies = {

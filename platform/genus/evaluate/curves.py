@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 
 
 def save_curves(rows: Sequence[Mapping[str, object]], path: Path, keys: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 
 KID_SUBSETS = 50
 KID_SUBSET_SIZE = 500

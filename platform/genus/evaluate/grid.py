@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 
 GAP = 2
 """White pixels between the tiles."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 
 
 @dataclass(frozen=True)

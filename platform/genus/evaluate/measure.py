@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 from genus.evaluate.features import Extractor
 from genus.evaluate.frechet import (
     KID_SUBSET_SIZE,
@@ -47,6 +47,12 @@ def sample_quality(
     reference_count = reference_count or count
     if cache is not None and not passport.reference_fingerprint:
         raise EvaluationError("cached reference features need the passport's reference_fingerprint")
+    if min(count, reference_count) < kid_subset_size:
+        # said before minutes go into drawing the samples
+        raise EvaluationError(
+            f"KID with subsets of {kid_subset_size} needs at least as many samples a side, and "
+            f"{count} generated and {reference_count} real ones are asked for: evaluate more"
+        )
     formats: set[str] = set()
     fake = extractor.all(_formats(fake_images, formats), count)
     if len(formats) > 1:

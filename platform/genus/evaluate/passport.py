@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from genus.evaluate.error import EvaluationError
+from genus.errors import EvaluationError
 
 SCHEMA = "genus-evaluation/1"
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from genus.errors import ConfigError
 from genus.networks.layers import Conditioning, SelfAttention, zero_
 
 
@@ -36,7 +37,7 @@ class DiTConfig:
         """The network for ``channels`` x ``resolution`` x ``resolution`` data.
 
         ``classes`` 0 means unconditional; ``out_channels`` defaults to ``channels`` (DiT's learned
-        sigma: twice as many). Raises ValueError where the sizes do not fit one another.
+        sigma: twice as many). Raises ConfigError where the sizes do not fit one another.
         """
         return DiT(
             self,
@@ -47,14 +48,14 @@ class DiTConfig:
         )
 
     def check(self, resolution: int) -> None:
-        """ValueError, saying what to change, where sizes do not fit one another."""
+        """ConfigError, saying what to change, where sizes do not fit one another."""
         if resolution % self.patch:
-            raise ValueError(
+            raise ConfigError(
                 f"dit: resolution {resolution} is not divisible by patch {self.patch}; change the "
                 "patch or pad the data"
             )
         if self.width % 4 or self.width % self.heads:
-            raise ValueError(
+            raise ConfigError(
                 f"dit: width {self.width} must be a multiple of 4 (sine and cosine of two "
                 f"coordinates) and of heads {self.heads}"
             )

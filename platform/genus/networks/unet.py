@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genus.errors import ConfigError
 from genus.networks.blocks import STYLES, ConvResample, Direction, ResidualBlock, Style
 from genus.networks.layers import Conditioning, SelfAttention, zero_
 
@@ -55,7 +56,7 @@ class UNetConfig:
         """The network for ``channels`` x ``resolution`` x ``resolution`` data.
 
         ``classes`` 0 means unconditional; ``out_channels`` defaults to ``channels``. Raises
-        ValueError where the sizes do not fit one another.
+        ConfigError where the sizes do not fit one another.
         """
         return UNet(
             self,
@@ -66,10 +67,10 @@ class UNetConfig:
         )
 
     def grids(self, resolution: int) -> tuple[int, ...]:
-        """The levels' resolutions, finest first; ValueError where the data's does not divide."""
+        """The levels' resolutions, finest first; ConfigError where the data's does not divide."""
         factor = self.patch * 2 ** (len(self.mults) - 1)
         if resolution % factor:
-            raise ValueError(
+            raise ConfigError(
                 f"unet: resolution {resolution} is not divisible by {factor} (patch {self.patch} x "
                 f"2^{len(self.mults) - 1} for {len(self.mults)} levels); take fewer mults, a "
                 "smaller patch, or pad the data"
@@ -77,26 +78,24 @@ class UNetConfig:
         return tuple(resolution // self.patch >> level for level in range(len(self.mults)))
 
     def check(self, resolution: int) -> None:
-        """ValueError, saying what to change, where sizes do not fit one another."""
+        """ConfigError, saying what to change, where sizes do not fit one another."""
         if not self.mults or min(self.mults) < 1 or self.blocks < 1 or self.patch < 1:
-            raise ValueError(
-                "unet: mults, blocks and patch must be at least 1, and mults not empty"
-            )
+            raise ConfigError("unet: mults, blocks and patch are at least 1, and mults not empty")
         grids = self.grids(resolution)
         if self.channels < 4 or self.channels % 4 or self.channels % groups_of(self.channels):
-            raise ValueError(
+            raise ConfigError(
                 f"unet: channels {self.channels} do not divide into the norms' groups; take a "
                 "multiple of 4 up to 128, of 32 beyond"
             )
         if unknown := set(self.attention) - set(grids):
-            raise ValueError(
+            raise ConfigError(
                 f"unet: attention at {sorted(unknown)}, but the levels' resolutions are {grids} "
                 f"(data {resolution}, patch {self.patch}); take some of these"
             )
         attending = {m for m, grid in zip(self.mults, grids, strict=True) if grid in self.attention}
         for mult in attending | {self.mults[-1]}:
             if self.head_channels and self.channels * mult % self.head_channels:
-                raise ValueError(
+                raise ConfigError(
                     f"unet: head_channels {self.head_channels} does not divide the "
                     f"{self.channels * mult} channels of a level with attention"
                 )

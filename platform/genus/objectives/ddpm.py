@@ -15,12 +15,20 @@ from torch import Tensor, nn
 from genus.data.batch import Batch
 from genus.draws import Draws
 from genus.objectives.conditioning import image_of, label_of, mean_and_bins
-from genus.objectives.phase import LogDensity, Networks, Phase, SampleOptions, State, Traits
+from genus.objectives.phase import (
+    LogDensity,
+    Networks,
+    Phase,
+    SampleOptions,
+    SamplingPlan,
+    Traits,
+)
 from genus.samplers.bound import EvidenceBound, evidence_bound
 from genus.samplers.denoiser import per_row
-from genus.samplers.draw import SamplingConfig, draw_samples
+from genus.samplers.draw import SamplingConfig, draw_samples, plan_of
 from genus.samplers.likelihood import ODELikelihood, ode_log_density
 from genus.samplers.schedules import ddpm_levels, subset_levels
+from genus.state import State
 
 SIGMA_START = 160.0
 """Sampling starts at the last timestep up to this level. The linear schedule ends at 157; the
@@ -145,6 +153,9 @@ class DDPM:
         F: Tensor = networks["denoiser"](alpha * x_0 + spread * eps, noise, label)
         loss = (F.to(x_0.dtype) - target).square().flatten(1).mean(1)
         return mean_and_bins(loss, t / cfg.timesteps)
+
+    def plan(self, options: SampleOptions) -> SamplingPlan:
+        return plan_of(options, self.sampling)
 
     def sample(
         self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions

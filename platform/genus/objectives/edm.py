@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from genus.data.batch import Batch
 from genus.draws import Draws
 from genus.objectives.conditioning import image_of, label_of, mean_and_bins
-from genus.objectives.phase import LogDensity, Networks, Phase, SampleOptions, State, Traits
+from genus.objectives.phase import (
+    LogDensity,
+    Networks,
+    Phase,
+    SampleOptions,
+    SamplingPlan,
+    Traits,
+)
 from genus.samplers.denoiser import per_row
-from genus.samplers.draw import SamplingConfig, draw_samples
+from genus.samplers.draw import SamplingConfig, draw_samples, plan_of
 from genus.samplers.likelihood import ODELikelihood, ode_log_density
 from genus.samplers.schedules import karras_levels
+from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,9 @@ class EDM:
         D = self.denoiser(networks["denoiser"])(y + n, sigma, label)
         weight = (sigma**2 + cfg.sigma_data**2) / (sigma * cfg.sigma_data) ** 2  # 1 / c_out^2
         return mean_and_bins(weight * (D - y).square().flatten(1).mean(1), torch.special.ndtr(z))
+
+    def plan(self, options: SampleOptions) -> SamplingPlan:
+        return plan_of(options, self.sampling)
 
     def sample(
         self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions

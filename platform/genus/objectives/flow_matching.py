@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from genus.data.batch import Batch
 from genus.draws import Draws
 from genus.objectives.conditioning import image_of, label_of, mean_and_bins
-from genus.objectives.phase import LogDensity, Networks, Phase, SampleOptions, State, Traits
+from genus.objectives.phase import (
+    LogDensity,
+    Networks,
+    Phase,
+    SampleOptions,
+    SamplingPlan,
+    Traits,
+)
 from genus.samplers.denoiser import per_row
-from genus.samplers.draw import SamplingConfig, draw_samples
+from genus.samplers.draw import SamplingConfig, draw_samples, plan_of
 from genus.samplers.likelihood import ODELikelihood, ode_log_density
 from genus.samplers.schedules import flow_levels
+from genus.state import State
 
 T_MAX = 0.99
 """Start of sampling: sigma = 99, where N(0, sigma^2 I) misses the data as little as EDM's 80 does;
@@ -112,6 +120,9 @@ class FlowMatching:
         F: Tensor = networks["denoiser"](x_t, NOISE_SCALE * t, label)
         error = F.to(x_0.dtype) - (eps - x_0)
         return mean_and_bins(error.square().flatten(1).mean(1), quantile)
+
+    def plan(self, options: SampleOptions) -> SamplingPlan:
+        return plan_of(options, self.sampling)
 
     def sample(
         self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from genus.data.batch import Batch
 from genus.draws import Draws
+from genus.state import State
 
 Networks = Mapping[str, nn.Module]
 """The run's networks by name, called through ``__call__`` only: the hooks of DDP, FSDP2 and
 DeepSpeed do not fire through ``.forward``."""
-
-State = dict[str, Tensor | int | float | str]
-"""A piece of state: tensors go to the checkpoint's shards, scalars to its JSON."""
 
 Loss = Callable[[Networks, Batch], tuple[Tensor, dict[str, Tensor]]]
 """(networks, micro-batch) -> (scalar mean over the rows, detached scalars for the metrics)."""
@@ -74,8 +72,27 @@ class SampleOptions:
     """A weaker version of the networks to guide away from (autoguidance)."""
 
 
+@dataclass(frozen=True)
+class SamplingPlan:
+    """What sampling with some options will do, for passports."""
+
+    sampler: str
+    """Method and its settings."""
+    nfe: int
+    """Network evaluations a sample."""
+    guidance: float | None
+    """Weight; 1 is none; None where the family has no guidance."""
+
+    def __str__(self) -> str:
+        guidance = "" if self.guidance is None else f", guidance {self.guidance:g}"
+        return f"{self.sampler}, {self.nfe} NFE{guidance}"
+
+
 @runtime_checkable
 class CanSample(Protocol):
+    def plan(self, options: SampleOptions) -> SamplingPlan:
+        """What ``sample`` will do with these options."""
+
     def sample(
         self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions
     ) -> Tensor:

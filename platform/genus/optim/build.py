@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from genus.errors import ConfigError
-from genus.objectives.phase import State
 from genus.optim.schedule import ScheduleConfig
+from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class MuonConfig:
     """Nesterov momentum of the matrices."""
     weight_decay: float = 0.0
     """Decoupled, on the matrices."""
-    adamw: AdamWConfig = field(default_factory=AdamWConfig)
-    """For vectors, embeddings, the first and the last layer."""
+    adamw_lr: float = 1e-3
+    """Peak learning rate of AdamW, for vectors, embeddings, the first and the last layer."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run, of both."""
 
@@ -74,7 +74,9 @@ class MuonConfig:
         ends = {id(p) for p in (*wide[:1], *wide[-1:])}
         matrices = [p for p in wide if id(p) not in ends]
         theirs = {id(p) for p in matrices}
-        rest = self.adamw.over([p for p in parameters if id(p) not in theirs], plain)
+        rest = AdamWConfig(lr=self.adamw_lr).over(
+            [p for p in parameters if id(p) not in theirs], plain
+        )
         return [_MatrixMuon(matrices, self), *rest] if matrices else rest
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from genus.errors import ConfigError
-from genus.objectives.phase import State
+from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def gamma_of(sigma_rel: float) -> float:
     gamma^3 + 7 gamma^2 + (16 - sigma_rel^-2) gamma + (12 - sigma_rel^-2) = 0.
     """
     if not 0 < sigma_rel < 12**-0.5:
-        raise ValueError(f"EMA width {sigma_rel}: must lie between 0 and 0.2886 (gamma > 0)")
+        raise ConfigError(f"EMA width {sigma_rel}: must lie between 0 and 0.2886 (gamma > 0)")
     t = sigma_rel**-2
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
@@ -215,7 +215,7 @@ def reconstruct(folder: Path, width: float, samples: int | None = None) -> dict[
     target = samples if samples is not None else max(times, default=0)
     found = [entry for entry in found if entry[1] <= target]
     if not found:
-        raise ValueError(f"{folder}: no snapshots; train with ema.snapshot_every=SAMPLES")
+        raise ConfigError(f"{folder}: no snapshots; train with ema.snapshot_every=SAMPLES")
     weights = solve_weights([e[1] for e in found], [e[0] for e in found], target, width)
     total: dict[str, Tensor] = {}
     for weight, (_, _, path) in zip(weights, found, strict=True):

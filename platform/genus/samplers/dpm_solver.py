@@ -15,8 +15,10 @@ def dpm_solver_pp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M): Lu et al. 2022b, Algorithm 2, with alpha = 1. One call a step.
 
-    ``x`` (B, ...) at noise level ``sigmas[0]``; ``sigmas`` descending, (steps + 1,). The first step
-    and a step to 0 are of first order (h_i is infinite there, and the update is D itself).
+    ``x`` (B, ...) at noise level ``sigmas[0]``; ``sigmas`` descending, (steps + 1,). Of first order
+    are the first step, a step to 0 (h is infinite there, and the update is D itself), and any step
+    more than twice as long as the one before, where extrapolating D would amplify its errors: the
+    last steps of a DDPM's evenly spaced timesteps are such.
     """
     levels = sigmas.tolist()
     old: Tensor | None = None
@@ -26,7 +28,7 @@ def dpm_solver_pp_2m(
         D = denoised
         if following > 0:
             h = math.log(sigma / following)  # lambda = -ln sigma, h = its increment
-            if old is not None:
+            if old is not None and h <= 2 * h_old:
                 r = h_old / h
                 D = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * old
             old, h_old = denoised, h

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from genus.draws import Draws
-from genus.objectives.phase import Networks, SampleOptions
+from genus.errors import ConfigError
+from genus.objectives.phase import Networks, SampleOptions, SamplingPlan
 from genus.samplers.ancestral import ancestral, ddim
 from genus.samplers.denoiser import Denoiser
 from genus.samplers.dpm_solver import dpm_solver_pp_2m
@@ -32,6 +33,15 @@ class SamplingConfig:
     """Weight of classifier-free guidance or autoguidance; 1 is none."""
 
 
+def plan_of(options: SampleOptions, defaults: SamplingConfig) -> SamplingPlan:
+    """Method, network evaluations a sample and guidance, with the gaps filled by the defaults."""
+    method = options.method or defaults.method
+    steps = defaults.steps if options.steps is None else options.steps
+    guidance = defaults.guidance if options.guidance is None else options.guidance
+    calls = 2 * steps - 1 if method in ("heun", "heun-churn") else steps
+    return SamplingPlan(f"{method}, {steps} steps", calls * (1 if guidance == 1 else 2), guidance)
+
+
 @torch.no_grad()
 def draw_samples(
     wrap: Callable[[nn.Module], Denoiser],
@@ -46,7 +56,7 @@ def draw_samples(
 ) -> Tensor:
     """(B, C, H, W) samples, one a row of ``draws``; ``wrap`` makes a network a Denoiser.
 
-    ``label`` (B,) or None. ValueError for an unknown method or impossible steps.
+    ``label`` (B,) or None. ConfigError for an unknown method or impossible steps.
     """
     denoiser = wrap(networks["denoiser"])
     weight = defaults.guidance if options.guidance is None else options.guidance
@@ -56,7 +66,7 @@ def draw_samples(
         denoiser = ClassifierFree(denoiser, weight, classes)
     steps = defaults.steps if options.steps is None else options.steps
     if steps < 1:
-        raise ValueError(f"{steps} sampling steps: ask for at least 1")
+        raise ConfigError(f"{steps} sampling steps: ask for at least 1")
     sigmas = denoiser.noise_levels(steps)
     x = draws.normal("prior", shape) * sigmas[0].item()
     return solve(options.method or defaults.method, denoiser, x, sigmas, label, draws)
@@ -65,7 +75,7 @@ def draw_samples(
 def solve(
     method: str, denoiser: Denoiser, x: Tensor, sigmas: Tensor, label: Tensor | None, draws: Draws
 ) -> Tensor:
-    """The sampler called ``method``, from x at ``sigmas[0]``. ValueError for an unknown one."""
+    """The sampler called ``method``, from x at ``sigmas[0]``. ConfigError for an unknown one."""
     match method:
         case "euler":
             return euler(denoiser, x, sigmas, label)
@@ -79,4 +89,4 @@ def solve(
             return ddim(denoiser, x, sigmas, label, draws=draws)
         case "ancestral":
             return ancestral(denoiser, x, sigmas, label, draws=draws)
-    raise ValueError(f"no sampling method '{method}'; there are: {', '.join(get_args(Method))}")
+    raise ConfigError(f"no sampling method '{method}'; there are: {', '.join(get_args(Method))}")

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genus.errors import ConfigError
+
 
 def karras_levels(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """Descending (steps + 1,) with a final 0: Karras et al. 2022, eq. 5."""
@@ -48,10 +50,10 @@ def ddpm_levels(schedule: Literal["linear", "cosine"], timesteps: int) -> Tensor
 def subset_levels(levels: Tensor, steps: int) -> Tensor:
     """Descending (steps + 1,) with a final 0: evenly spaced members of an ascending chain.
 
-    Both ends belong to it (only the last with one step). ValueError for more steps than levels.
+    Both ends belong to it (only the last with one step). ConfigError for more steps than levels.
     """
     if steps > len(levels):
-        raise ValueError(
+        raise ConfigError(
             f"{steps} sampling steps, but the diffusion has only {len(levels)} timesteps to step "
             f"on: ask for at most {len(levels)}, or train with more timesteps"
         )
