@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -250,12 +249,16 @@ def _last_figures(folder: Path) -> dict[str, Figure]:
 
 
 def _short(figures: dict[str, Figure]) -> list[str]:
-    # one line has no room for passports: it says where they are instead of the whole
-    return [
-        f"{name} {figure.value:.4g}{_spread(figure)} {figure.unit}".rstrip()
-        for name, figure in figures.items()
-    ]
+    """Figures in a line, each group with the gist of its passport."""
+    parts = []
+    for passport in dict.fromkeys(figure.passport for figure in figures.values()):
+        group = [f"{n} {_value(f)}" for n, f in figures.items() if f.passport == passport]
+        gist = [f"n={passport.samples}", passport.sampler or passport.likelihood or ""]
+        gist += [f"ema {passport.ema}", f"against {passport.reference}"]
+        parts.append(f"{', '.join(group)} [{', '.join(g for g in gist if g)}]")
+    return parts
 
 
-def _spread(figure: Figure) -> str:
-    return f" +- {figure.spread:.2g}" if figure.spread and math.isfinite(figure.spread) else ""
+def _value(figure: Figure) -> str:
+    spread = f" +- {figure.spread:.2g}" if figure.spread is not None else ""
+    return f"{figure.value:.4g}{spread} {figure.unit}".rstrip()
