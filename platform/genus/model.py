@@ -34,7 +34,7 @@ class Model:
 
 
 def load_model(folder: Path, ema: str | None = None, device: torch.device | str = "cpu") -> Model:
-    """The newest checkpoint of a run. ``ema``: an average's label (default: the last), ``none`` for
+    """The newest checkpoint of a run. ``ema``: an average's label (default: the first), ``none`` for
     the weights as trained, or any width, which is then reconstructed from the run's snapshots.
 
     Raises ConfigError or CheckpointError saying what is missing.
@@ -44,7 +44,7 @@ def load_model(folder: Path, ema: str | None = None, device: torch.device | str 
     info = DataInfo.from_json(json.loads((folder / "data.json").read_text()))
     networks, objective = recipe.build(cfg, info)
     path = newest(folder)
-    tensors, label = _weights(folder, path, ema)
+    tensors, label = _weights(folder, path, ema or cfg.ema.labels()[0])
     for name, network in networks.items():
         own = read_tensors(path, f"networks.{name}/")  # buffers that have no average, too
         averaged = {k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
@@ -54,11 +54,10 @@ def load_model(folder: Path, ema: str | None = None, device: torch.device | str 
     return Model(folder, cfg, info, networks, objective, samples, label)
 
 
-def _weights(folder: Path, path: Path, ema: str | None) -> tuple[dict[str, Tensor], str]:
-    if ema == "none":
+def _weights(folder: Path, path: Path, wanted: str) -> tuple[dict[str, Tensor], str]:
+    if wanted == "none":
         return {}, "none"
     labels = sorted({k.split("/")[1] for k in tensor_shapes(path) if k.startswith("ema/")})
-    wanted = ema or labels[-1]
     try:
         number = f"{float(wanted):.3f}"
     except ValueError:
@@ -70,4 +69,4 @@ def _weights(folder: Path, path: Path, ema: str | None) -> tuple[dict[str, Tenso
         return reconstruct(folder / "snapshots", float(wanted)), f"{number} (post-hoc)"
     except ValueError as error:
         known = ", ".join([*labels, "none"])
-        raise ConfigError(f"no average '{ema}' (there are: {known}); {error}") from None
+        raise ConfigError(f"no average '{wanted}' (there are: {known}); {error}") from None

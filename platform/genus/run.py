@@ -145,6 +145,8 @@ class Run:
                 self._mirror.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 pass
+        if error is None:  # after an error other ranks may be gone, and leaving would wait for them
+            self.world.close()
 
     # ---- provenance ------------------------------------------------------------------------------
 

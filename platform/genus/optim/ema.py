@@ -112,8 +112,8 @@ class EMA:
 
     @contextmanager
     def applied(self, label: str | None = None) -> Iterator[None]:
-        """Within, the networks carry the average's weights (the last one's by default)."""
-        average = self.averages[label or list(self.averages)[-1]]
+        """Within, the networks carry the average's weights (the first one's by default)."""
+        average = self.averages[label or next(iter(self.averages))]
         live = list(self._live.values())
         kept = [value.clone() for value in live]
         torch._foreach_copy_(live, average)
