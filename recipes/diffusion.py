@@ -4,16 +4,17 @@
     accelerate launch --config_file launch/accelerate/gpu8.yaml recipes/diffusion.py \
         --preset edm-cifar10 data.url=/data/cifar10
 
-preset                  score to expect                                      cost
-----------------------  ---------------------------------------------------  -----------------------
-tiny                    none: seconds, for trying the platform out            5 s, 1 CPU core
-fashion (default)       see docs/diffusion.md: measured, with passport        9 min, 2 CPU cores
-edm-cifar10             FID 1.88 (Karras 2022, table 2, config E, cond. VP;   2 days, 8 V100
-                        1.79 adds their augmentation, which is not here)
-edm-imagenet64          FID 2.36 (Karras 2022, table 3, ADM, deterministic)   13 days, 32 A100
-dit-b4                  none published in pixels: DiT's shape on any data     by data
-dit-xl2-imagenet256     FID 9.62, 2.27 at guidance 1.5 (Peebles & Xie 2023,   7 M steps of 256
-                        tables 2, 3), on latents 4x32x32
+preset                 score to expect                                      cost
+---------------------  ---------------------------------------------------  ----------------------
+tiny                   none: seconds, to try the platform out               5 s, 1 CPU core
+fashion (default)      FD-EffLite0 480 (docs/diffusion.md)                  10 min, 2 CPU cores
+edm-cifar10            FID 1.88: Karras 2022, table 2, config E, cond. VP   200 M samples: 2 days,
+                       (1.79 with their augmentation, which is not here)    8 V100
+edm-imagenet64         FID 1.36: Karras 2022, stochastic sampler; in fp16   2500 M samples: two
+                                                                            weeks, 32 A100
+dit-b4                 none published: DiT-B/4's shape on pixels            100 M samples
+dit-xl2-imagenet256    on latents 4x32x32; DiT's own 2.27 (guidance 1.5,    1792 M samples
+                       Peebles & Xie 2023) also learns the variance
 """
 
 from __future__ import annotations
@@ -90,10 +91,10 @@ PRESETS = {
         data=DataConfig(url="data/cifar10", size=32, flip=True),
         network=UNetConfig(channels=128, mults=(2, 2, 2), blocks=4, attention=(16,), dropout=0.13,
                            head_channels=0, style="ddpm++"),
-        objective=EDMConfig(),
+        objective=EDMConfig(label_dropout=0.0),
         sampling=SamplingConfig(method="heun", steps=18),
-        train=TrainConfig(samples=200 * M, batch=512, status_every=50_000, sample_every=5 * M,
-                          checkpoint_every=2 * M),
+        train=TrainConfig(samples=200 * M, batch=512, clip=0.0, status_every=50_000,
+                          sample_every=5 * M, checkpoint_every=2 * M),
         optim=AdamWConfig(lr=1e-3, schedule=ScheduleConfig(warmup=10 * M)),
         ema=PlainEMAConfig(half_life=M // 2),
     ),
@@ -101,12 +102,12 @@ PRESETS = {
         data=DataConfig(url="data/imagenet64", size=64),
         network=UNetConfig(channels=192, mults=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8),
                            head_channels=64, dropout=0.1, style="adm"),
-        objective=EDMConfig(),
-        sampling=SamplingConfig(method="heun", steps=40),
-        train=TrainConfig(samples=2_500 * M, batch=4096, status_every=200_000, sample_every=50 * M,
-                          checkpoint_every=10 * M),
+        objective=EDMConfig(label_dropout=0.0),
+        sampling=SamplingConfig(method="heun-churn", steps=256),
+        train=TrainConfig(samples=2_500 * M, batch=4096, clip=0.0, status_every=200_000,
+                          sample_every=50 * M, checkpoint_every=10 * M),
         optim=AdamWConfig(lr=1e-4, schedule=ScheduleConfig(warmup=10 * M)),
-        ema=PlainEMAConfig(half_life=50 * M, rampup=0.0),
+        ema=PlainEMAConfig(half_life=50 * M),
     ),
     "dit-b4": Config(
         data=DataConfig(url="data/imagenet64", size=64),
@@ -123,7 +124,7 @@ PRESETS = {
         objective=DDPMConfig(),
         sampling=SamplingConfig(method="ancestral", steps=250, guidance=1.5),
         train=TrainConfig(samples=1_792 * M, batch=256, clip=0.0, status_every=50_000,
-                          sample_every=10 * M, checkpoint_every=10 * M),
+                          checkpoint_every=10 * M),
         ema=PlainEMAConfig(half_life=1_774_000, rampup=0.0),
     ),
 }
@@ -150,10 +151,10 @@ def main() -> None:
     cfg = command.config
     with errors_as_messages():
         world = World(cfg.train.precision)
+        if command.dry_run:
+            return describe(build, cfg, world, flops)
         stream = open_stream(cfg.data, batch=cfg.train.batch, seed=cfg.run.seed, **world.place)
         cost = flops(cfg, stream.info)
-        if command.dry_run:
-            return describe(build, cfg, stream.info, world, cost)
         with Run(command, __file__, world, stream.info) as run:
             networks, objective = build(cfg, stream.info)
             grid = SampleGrid(

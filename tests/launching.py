@@ -23,22 +23,32 @@ def command(processes: int, *arguments: str, recipe: str = "recipes/diffusion.py
     return [str(BIN / "accelerate"), "launch", "--config_file", str(config), *script]
 
 
-def start(words: Sequence[str], folder: Path, log: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start it in ``folder``, one thread a process, output to ``log``."""
+def start(
+    words: Sequence[str], folder: Path, log: Path | None = None, cuda: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start it in ``folder``, one thread a process, GPUs hidden, output to ``log``."""
     variables = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
         "WANDB_MODE": "offline",
     }
+    if not cuda:  # what these tests say of the CPU must not depend on the machine
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     output = (log or folder / "output.txt").open("ab")
     return subprocess.Popen(words, cwd=folder, env=variables, stdout=output, stderr=output)
 
 
-def run(words: Sequence[str], folder: Path, expect: int = 0, timeout: float = 240) -> str:
+def run(
+    words: Sequence[str],
+    folder: Path,
+    expect: int = 0,
+    timeout: float = 240,
+    cuda: bool = False,
+) -> str:
     """Run it to its end and return its output; AssertionError if it ends otherwise."""
     log = folder / f"output-{time.monotonic_ns()}.txt"
-    process = start(words, folder, log)
+    process = start(words, folder, log, cuda)
     try:
         code = process.wait(timeout)
     except subprocess.TimeoutExpired:

@@ -202,7 +202,7 @@ def test_micro_batches_give_the_same_losses_and_weights(tmp_path: Path) -> None:
 def test_a_time_limit_ends_the_run_cleanly_and_it_can_go_on(tmp_path: Path) -> None:
     folder, _ = go(tmp_path, Toy(), minutes=1e-9)
     assert read_meta(newest(folder))["samples"] == 20
-    assert (folder / "done").exists()
+    assert (folder / "requeue").exists()
     folder, _ = go(tmp_path, Toy())
     assert read_meta(newest(folder))["samples"] == 200
 

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser("sample", help="draw samples from a run")
     _model_arguments(sample)
-    sample.add_argument("--n", type=int, default=64, help="number of samples")
+    sample.add_argument("--n", type=_positive, default=64, help="number of samples")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help=".png grid or .npz")
     sample.add_argument(
         "--columns", type=int, default=0, help="grid columns (0: one a class, or 8)"
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--reference", help="data set to compare with (default: its test split)")
     evaluate.add_argument(
         "--likelihood", type=int, default=0, metavar="N", help="test images for bits/dim"
+    )
+    evaluate.add_argument(
+        "--trace",
+        choices=("rademacher", "gaussian", "exact"),
+        help="likelihood by the probability-flow ODE with this trace (default: the family's own)",
     )
     evaluate.set_defaults(run=_evaluate)
 
@@ -92,9 +97,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--steps", type=int, help="sampler steps")
+    parser.add_argument("--steps", type=_positive, help="sampler steps")
+    parser.add_argument("--guide", type=Path, metavar="RUN", help="autoguidance by a weaker run")
+    parser.add_argument("--guide-ema", help="the guide's average (default: its config's first)")
     parser.add_argument("--method", help="sampler (as in sampling.method)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance weight (1: none)")
     parser.add_argument(
@@ -104,7 +118,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         "--ema", help="average: its label, any width, or none (default: the config's first)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument("--batch", type=int, default=100, help="samples drawn at once")
+    parser.add_argument("--batch", type=_positive, default=100, help="samples drawn at once")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
 
 

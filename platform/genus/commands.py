@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genus.checkpoint_reader import newest, published
+from genus.checkpoint_reader import published
 from genus.data import datasets
 from genus.data.batch import Batch
 from genus.data.manifest import Manifest
@@ -27,6 +27,7 @@ from genus.evaluate.passport import Figure, Passport, describe, read_evaluation,
 from genus.model import Model, load_model
 from genus.objectives.phase import CanLogDensity, CanSample, LogDensity, SampleOptions
 from genus.run import recipe_of
+from genus.samplers.likelihood import ODELikelihood
 from genus.sampling import grid_labels, sample_batches
 from genus.tracking import read_events, read_metrics
 
@@ -81,6 +82,8 @@ def evaluate(arguments: Namespace) -> None:
             count=arguments.n,
             cache=datasets.data_root() / "features",
         )
+    if arguments.trace is not None and hasattr(model.objective, "likelihood"):
+        model.objective.likelihood = ODELikelihood(trace=arguments.trace)
     if arguments.likelihood and isinstance(model.objective, CanLogDensity):
         densities = _log_densities(model, data, arguments)
         passport = Passport(**known, labels="the test samples' own" if model.info.classes else None)
@@ -112,11 +115,11 @@ def list_runs(root: Path) -> None:
 
 
 def state_of(folder: Path) -> str:
-    """finished, requeue (stopped by a signal), failed, or open (running or killed)."""
+    """finished, stopped (early but cleanly), failed, or open (running or killed)."""
     if (folder / "done").exists():
         return "finished"
     if (folder / "requeue").exists():
-        return "requeue"
+        return "stopped"
     events = [event["event"] for event in read_events(folder)[-2:]]
     return "failed" if events == ["fault", "closed"] else "open"
 
@@ -156,7 +159,10 @@ def show(folder: Path) -> None:
 
 
 def _device(arguments: Namespace) -> torch.device:
-    return torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    has_cuda = torch.cuda.is_available()
+    if str(arguments.device).startswith("cuda") and not has_cuda:
+        raise ConfigError("--device cuda: this machine has none, or torch was built without it")
+    return torch.device(arguments.device or ("cuda" if has_cuda else "cpu"))
 
 
 def _model(arguments: Namespace) -> Model:
@@ -168,8 +174,14 @@ def _model(arguments: Namespace) -> Model:
 
 
 def _options(arguments: Namespace) -> SampleOptions:
+    guide = None
+    if arguments.guide is not None:
+        guide = load_model(arguments.guide, arguments.guide_ema, _device(arguments)).networks
     return SampleOptions(
-        steps=arguments.steps, guidance=arguments.guidance, method=arguments.method
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        method=arguments.method,
+        guide=guide,
     )
 
 
@@ -237,7 +249,7 @@ def _about(model: Model) -> dict[str, Any]:
             name: sum(p.numel() for p in network.parameters())
             for name, network in model.networks.items()
         },
-        "checkpoint": newest(model.folder).name,
+        "checkpoint": model.checkpoint,
     }
 
 

@@ -40,7 +40,8 @@ class TrainConfig:
     batch: int = 64
     """Global batch of one step, samples."""
     micro: int = 0
-    """Samples of one forward and backward on one device (0: the whole share); changes no result."""
+    """Samples of one forward and backward on one device (0: the whole share). Changes no result
+    beyond rounding, unless the network has dropout, whose masks are drawn a micro-batch."""
     precision: Precision = "auto"
     """auto: what the launcher says (accelerate's --mixed_precision), else fp32."""
     clip: float = 1.0
@@ -117,10 +118,8 @@ def train(
     if newest is not None:
         progress.samples = checkpoints.load(states, newest)
         run.event("resumed", samples=progress.samples, checkpoint=newest.name)
-        run.metrics.write({"resumed_at": progress.samples})
         run.say(f"resumed from {newest.name}")
-    elif run.resumes:
-        run.metrics.write({"resumed_at": 0})
+    run.resumed(progress.samples)
     watch = _Watch(run, config, progress)
     batches, why = iter(stream), "finished"
     meter.restart()
@@ -204,18 +203,15 @@ def _update(
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"), foreach=True)
     bad = world.max_(torch.maximum(bad, (~torch.isfinite(norm)).float()))
     meter.add({f"{phase.name}/grad_norm": norm})
-    meter.count([f"{phase.name}/{key}" for key in (*metrics, "grad_norm")])
     for optimizer in optimizers:
-        if scaler is not None:
-            scaler.step(optimizer)
-        elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
             optimizer.step()  # a fused step looks at the flag on the device: no synchronisation
         elif not bad.item():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if scaler is not None:
-        scaler.update()
+        scaler.update()  # by the infinities that unscale_ saw
     return bad
 
 

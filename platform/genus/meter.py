@@ -22,22 +22,22 @@ class Meter:
     def __init__(self, world: World, flops_per_sample: float = 0.0) -> None:
         self.world = world
         self.flops_per_sample = flops_per_sample
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # name -> sum of weight * value, of weight
         self._waited = 0.0
         self._steps = 0
         self._began = time.perf_counter()
 
     def add(self, metrics: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Add device scalars; no synchronisation."""
+        """Add device scalars without synchronisation; what is not finite does not count."""
         for name, value in metrics.items():
-            value = value.detach().float() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def count(self, names: list[str]) -> None:
-        """One more full value of each of these (all micro-batches of a phase)."""
-        for name in names:
-            self._counts[name] = self._counts.get(name, 0) + 1
+            value = value.detach().float()
+            counts = torch.isfinite(value).float() * weight
+            total, weights = self._sums.get(
+                name, (torch.zeros_like(value), torch.zeros_like(value))
+            )
+            self._sums[name] = total + value.nan_to_num(0.0, 0.0, 0.0) * weight, weights + counts
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -55,10 +55,9 @@ class Meter:
         names = sorted(self._sums)
         row: dict[str, float] = {}
         if names:
-            sums = torch.stack(
-                [self._sums[name] / max(1, self._counts.get(name, 1)) for name in names]
-            )
-            row = dict(zip(names, self.world.mean(sums).tolist(), strict=True))
+            pairs = torch.stack([torch.stack(self._sums[name]) for name in names])
+            pairs = self.world.mean(pairs)
+            row = dict(zip(names, (pairs[:, 0] / pairs[:, 1]).tolist(), strict=True))
         seconds = time.perf_counter() - self._began
         steps = max(1, self._steps)
         row["step_ms"] = 1000 * seconds / steps
@@ -72,7 +71,7 @@ class Meter:
             peak = peak_tflops(self.world.device)
             if peak:
                 row["mfu"] = achieved / 1e12 / (peak * self.world.size)
-        self._sums, self._counts = {}, {}
+        self._sums = {}
         self.restart()
         return row
 

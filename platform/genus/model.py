@@ -14,8 +14,10 @@ from genus import config
 from genus.checkpoint_reader import newest, read_meta, read_tensors, tensor_shapes
 from genus.data.manifest import DataInfo
 from genus.errors import ConfigError
-from genus.optim.ema import reconstruct
+from genus.optim.ema import last_snapshot, reconstruct
 from genus.run import load_recipe
+
+POST_HOC = " (post-hoc)"
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,15 @@ class Model:
     networks: dict[str, nn.Module]
     objective: Any
     samples: int
-    """Progress of the checkpoint, samples."""
+    """Progress of these weights, samples."""
+    checkpoint: str
+    """Name of the checkpoint."""
     ema: str
     """Whose weights these are: an average's label, ``0.123 (post-hoc)`` or ``none``."""
 
 
 def load_model(folder: Path, ema: str | None = None, device: torch.device | str = "cpu") -> Model:
-    """The newest checkpoint of a run. ``ema``: an average's label (default: the first), ``none`` for
+    """The newest checkpoint of a run. ``ema``: an average's label (default: first), ``none`` for
     the weights as trained, or any width, which is then reconstructed from the run's snapshots.
 
     Raises ConfigError or CheckpointError saying what is missing.
@@ -51,7 +55,9 @@ def load_model(folder: Path, ema: str | None = None, device: torch.device | str 
         network.load_state_dict({**own, **averaged})
         network.to(device).eval()
     samples = int(read_meta(path)["samples"])
-    return Model(folder, cfg, info, networks, objective, samples, label)
+    if label.endswith(POST_HOC):
+        samples = last_snapshot(folder / "snapshots")
+    return Model(folder, cfg, info, networks, objective, samples, path.name, label)
 
 
 def _weights(folder: Path, path: Path, wanted: str) -> tuple[dict[str, Tensor], str]:
@@ -66,7 +72,7 @@ def _weights(folder: Path, path: Path, wanted: str) -> tuple[dict[str, Tensor], 
         if label in labels:
             return read_tensors(path, f"ema/{label}/"), label
     try:
-        return reconstruct(folder / "snapshots", float(wanted)), f"{number} (post-hoc)"
+        return reconstruct(folder / "snapshots", float(wanted)), number + POST_HOC
     except ValueError as error:
         known = ", ".join([*labels, "none"])
         raise ConfigError(f"no average '{wanted}' (there are: {known}); {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import importlib.util
 import json
 import os
@@ -27,11 +29,13 @@ from tqdm import tqdm
 
 from genus import __version__, config
 from genus.data.manifest import DataInfo
-from genus.errors import ConfigError, GenusError
+from genus.data.stream import read_info
+from genus.errors import ConfigError, DataError, GenusError
 from genus.mirror import start_mirror
 from genus.parallel import World
 from genus.tracking import Journal
 
+PR_SET_PDEATHSIG = 1
 ENVIRONMENT_KEPT = ("ACCELERATE_", "SLURM_JOB", "OMP_", "CUDA_VISIBLE", "NCCL_", "WORLD_SIZE")
 
 
@@ -69,8 +73,9 @@ class Run:
         self.stop_signal: str | None = None
         self._bar: tqdm[Any] | None = None
         self._mirror: subprocess.Popen[bytes] | None = None
-        if world.is_first:
-            self._write_provenance(command, script, info)
+        self._provenance = command, script, info
+        if world.is_first and not self.resumes:
+            self._write_provenance()
         world.barrier()
         self.metrics = Journal(self.folder / "metrics" / f"rank-{world.rank}.jsonl")
         self.events = Journal(self.folder / "events.jsonl") if world.is_first else None
@@ -80,6 +85,17 @@ class Run:
         self.say(f"{self.folder}: {world.describe()}, seed {cfg.seed}, genus {__version__}")
         if world.is_first:
             self._mirror = start_mirror(self.folder, command.config.tracking)
+
+    def resumed(self, samples: int) -> None:
+        """The state is loaded, so that this command may take the folder over: record it.
+
+        Before that nothing in the folder is changed: a command that does not fit must not spoil
+        the run that it failed to resume.
+        """
+        if self.world.is_first and self.resumes:
+            self._write_provenance()
+        if self.resumes:
+            self.metrics.write({"resumed_at": samples})
 
     # ---- telling ---------------------------------------------------------------------------------
 
@@ -111,6 +127,7 @@ class Run:
     def __enter__(self) -> Run:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
+        _end_with_the_launcher()
         for marker in ("done", "requeue"):
             if self.world.is_first:
                 (self.folder / marker).unlink(missing_ok=True)
@@ -120,8 +137,8 @@ class Run:
         self.stop_signal = signal.Signals(number).name  # the loop looks at it; nothing else is safe
 
     def finish(self, why: str, samples: int) -> None:
-        """Record the end: marker ``done``, or ``requeue`` when a signal ended the run early."""
-        marker = "done" if why in ("finished", "time is up") else "requeue"
+        """Record the end: marker ``done``, or ``requeue`` when the run ended early but cleanly."""
+        marker = "done" if why == "finished" else "requeue"
         self.event("finish", why=why, samples=samples)
         if self.world.is_first:
             (self.folder / marker).write_text(f"{samples}\n")
@@ -150,26 +167,48 @@ class Run:
 
     # ---- provenance ------------------------------------------------------------------------------
 
-    def _write_provenance(self, command: config.Command[Any], script: str, info: DataInfo) -> None:
+    def _write_provenance(self) -> None:
+        command, script, info = self._provenance
         self.folder.mkdir(parents=True, exist_ok=True)
+        named = dataclasses.replace(command.config.run, name=self.folder.name)
+        cfg = dataclasses.replace(command.config, run=named)  # --config finds this folder again
         path = self.folder / "config.json"
         if self.resumes:
-            old = config.load(type(command.config), path)
-            for change in config.differences(old, command.config):
+            old = config.load(type(cfg), path)
+            for change in config.differences(old, cfg):
                 if not change.startswith("run.root:"):
                     self.say(f"config changed since this run was started: {change}")
-        write_atomically(path, config.dumps(command.config))
-        write_atomically(
-            self.folder / "environment.json", json.dumps(_environment(script), indent=1) + "\n"
-        )
-        write_atomically(self.folder / "data.json", json.dumps(info.to_json(), indent=1) + "\n")
+            number = len(list(self.folder.glob("environment*.json")))
+            (self.folder / "environment.json").rename(self.folder / f"environment-{number}.json")
+        environment = json.dumps(_environment(script), indent=1) + "\n"
+        write_atomically(self.folder / "environment.json", environment)
         difference = _git("diff", "HEAD", folder=Path(script).parent)
         write_atomically(self.folder / "code.diff", difference or "")
+        write_atomically(self.folder / "recipe.py", Path(script).read_text())
+        data = json.dumps(info.to_json(), indent=1) + "\n"
+        write_atomically(self.folder / "data.json", data)
+        write_atomically(path, config.dumps(cfg))  # last: with it the folder is a run
+
+
+def _end_with_the_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher dies, so that no rank trains on as an orphan.
+
+    `accelerate launch` of one process passes no signal on, and a killed launcher leaves its ranks
+    running beside the run that replaces them. Linux only; harmless elsewhere.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        except (OSError, AttributeError):
+            return
 
 
 @contextmanager
 def errors_as_messages() -> Iterator[None]:
-    """End the process with one clear message for errors that are written for the user."""
+    """End the process with one clear message for errors that are written for the user.
+
+    Exit code 2 for a wrong config or wrong data, 1 for what went wrong later.
+    """
     try:
         yield
     except ConfigError as error:  # the same on every rank: the first one says it
@@ -178,7 +217,7 @@ def errors_as_messages() -> Iterator[None]:
         rank = os.environ.get("RANK")
         print(f"error: {error}" if rank is None else f"error on rank {rank}: {error}", flush=True)
         # Other ranks may wait for this one in a collective: leave at once, the launcher ends them.
-        os._exit(1)
+        os._exit(2 if isinstance(error, DataError) else 1)
 
 
 def folder_of(cfg: RunConfig, script: str, preset: str) -> Path:
@@ -224,6 +263,7 @@ def _environment(script: str) -> Mapping[str, Any]:
     return {
         "recipe": str(Path(script).resolve()),
         "command": shlex.join(sys.orig_argv),
+        "launcher": _launcher(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
         "system": python_platform.platform(),
@@ -234,9 +274,19 @@ def _environment(script: str) -> Mapping[str, Any]:
         ],
         "git_commit": (_git("rev-parse", "HEAD", folder=here) or "").strip() or None,
         "git_dirty": bool((_git("status", "--porcelain", folder=here) or "").strip()),
+        "git_untracked": (_git("ls-files", "-o", "--exclude-standard", folder=here) or "").split(),
         "variables": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT_KEPT)},
         "packages": {d.metadata["Name"]: d.version for d in metadata.distributions()},
     }
+
+
+def _launcher() -> str | None:
+    """The parent's command line, where that is accelerate, torchrun or the like."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().rstrip("\0").split("\0")
+    except OSError:
+        return None
+    return shlex.join(words) if any("accelerate" in w or "torch" in w for w in words) else None
 
 
 def _git(*arguments: str, folder: Path) -> str | None:
@@ -252,22 +302,29 @@ def _git(*arguments: str, folder: Path) -> str | None:
 def describe(
     build: Callable[[Any, DataInfo], tuple[dict[str, nn.Module], Any]],
     cfg: Any,
-    info: DataInfo,
     world: World,
-    flops_per_sample: float = 0.0,
+    flops: Callable[[Any, DataInfo], float] | None = None,
 ) -> None:
-    """Print a config and what follows from it, for --dry-run; trains nothing, writes nothing."""
+    """Print a config and what follows from it, for --dry-run; trains, fetches and writes nothing.
+
+    ``flops`` (config, info) gives the model FLOPs of training on one sample.
+    """
     if not world.is_first:
         return
     print(config.dumps(cfg), end="")
+    print(f"world     {world.describe()}")
+    print(f"length    {-(-cfg.train.samples // cfg.train.batch):,} steps of {cfg.train.batch}")
+    try:
+        info = read_info(cfg.data, fetch=False)
+    except DataError as error:
+        print(f"data      the sizes follow from the data, which can't be read: {error}")
+        return
+    image = f"{info.channels}x{info.resolution}x{info.resolution}"
+    print(f"data      {info.url}: {info.samples:,} samples, {image}, {info.classes} classes")
+    print(f"epochs    {cfg.train.samples / info.samples:.2f}")
     with torch.device("meta"):
         networks, _ = build(cfg, info)
-    steps = -(-cfg.train.samples // cfg.train.batch)
-    image = f"{info.channels}x{info.resolution}x{info.resolution}"
-    print(f"world     {world.describe()}")
-    print(f"data      {info.url}: {info.samples:,} samples, {image}, {info.classes} classes")
-    print(f"length    {steps:,} steps, {cfg.train.samples / info.samples:.2f} epochs")
     for name, network in networks.items():
         print(f"network   {name}: {sum(p.numel() for p in network.parameters()):,} parameters")
-    if flops_per_sample:
-        print(f"compute   {flops_per_sample / 1e9:.3f} GFLOPs a sample, forward and backward")
+    if flops is not None:
+        print(f"compute   {flops(cfg, info) / 1e9:.3f} GFLOPs a sample, forward and backward")

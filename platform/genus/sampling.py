@@ -69,7 +69,9 @@ class SampleGrid:
         self._run, self._networks, self._objective = run, networks, objective
         self._classes = classes
         self._columns = min(classes, 16) or 8
+        rows = max(rows, -(-run.world.size // self._columns))  # every rank draws at least one
         self._count = rows * self._columns
+        objective.plan(SampleOptions())  # a bad setting is found now, not at the first grid
 
     def run(self, samples: int) -> Mapping[str, Any]:
         """Draw the grid with the same seeds every time; returns the picture's path."""
@@ -94,5 +96,9 @@ class SampleGrid:
             order = [i for rank in range(world.size) for i in range(rank, self._count, world.size)]
             images = torch.empty_like(everybody)
             images[torch.tensor(order)] = everybody
-            save_grid(images, self._run.folder / path, self._columns)
+            try:
+                save_grid(images, self._run.folder / path, self._columns)
+            except OSError as error:  # a picture is no reason to end a run
+                self._run.say(f"no sample grid: {error}")
+                return {"error": str(error)}
         return {"image": path}

@@ -83,10 +83,11 @@ def data_root() -> Path:
     return Path(os.environ.get("GENUS_DATA") or "data")
 
 
-def resolve(url: str) -> Path:
+def resolve(url: str, may_fetch: bool = True) -> Path:
     """The folder of shards that ``url`` means; a built-in data set is fetched if it isn't there.
 
-    DataError where it is neither a folder with a manifest nor a built-in name.
+    DataError where it may not be fetched, or where the url is neither a folder with a manifest nor
+    a built-in name.
     """
     folder = Path(url)
     if (folder / MANIFEST).exists():
@@ -96,7 +97,10 @@ def resolve(url: str) -> Path:
         n if i == 0 else f"{n}/{s}" for n, b in BUILT_IN.items() for i, s in enumerate(b.splits)
     ]
     if name in BUILT_IN and split in ("", *BUILT_IN[name].splits):
-        return fetch(name) / (split or next(iter(BUILT_IN[name].splits)))
+        part = split or next(iter(BUILT_IN[name].splits))
+        if not may_fetch and not (data_root() / name / part / MANIFEST).exists():
+            raise DataError(f"{name} is not here yet: 'genus data fetch {name}' gets it")
+        return fetch(name) / part
     if folder.is_dir() and any(folder.glob("*.tar")):
         raise DataError(f"{url} has shards but no {MANIFEST}: run 'genus data index {url}'")
     raise DataError(

@@ -142,9 +142,12 @@ def open_stream(
     return Stream(samples, info, order, config, batch, own, torch.device(device))
 
 
-def read_info(config: DataConfig) -> DataInfo:
-    """What a stream of this config will serve, from the manifest alone."""
-    return info_of(Manifest.load(datasets.resolve(config.url)), config.url, config.size)
+def read_info(config: DataConfig, *, fetch: bool = True) -> DataInfo:
+    """What a stream of this config will serve, from the manifest alone.
+
+    DataError where the data can't be read, or are not here and ``fetch`` is False.
+    """
+    return info_of(Manifest.load(datasets.resolve(config.url, fetch)), config.url, config.size)
 
 
 def iterate_once(

@@ -155,6 +155,8 @@ class DDPM:
         return mean_and_bins(loss, t / cfg.timesteps)
 
     def plan(self, options: SampleOptions) -> SamplingPlan:
+        """ConfigError where there are more steps than the chain has."""
+        self.denoiser(nn.Identity()).noise_levels(options.steps or self.sampling.steps)
         return plan_of(options, self.sampling)
 
     def sample(

@@ -201,6 +201,11 @@ def solve_weights(
     return weights
 
 
+def last_snapshot(folder: Path) -> int:
+    """Progress of the newest snapshot, samples; 0 without any."""
+    return max((int(p.stem.rpartition("-")[2]) for p in folder.glob("*.safetensors")), default=0)
+
+
 def reconstruct(folder: Path, width: float, samples: int | None = None) -> dict[str, Tensor]:
     """Weights 'network.key' with an EMA of any width at ``samples`` (default: the last snapshot).
 

@@ -32,6 +32,10 @@ class SamplingConfig:
     guidance: float = 1.0
     """Weight of classifier-free guidance or autoguidance; 1 is none."""
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"sampling.steps={self.steps}: ask for at least 1")
+
 
 def plan_of(options: SampleOptions, defaults: SamplingConfig) -> SamplingPlan:
     """Method, network evaluations a sample and guidance, with the gaps filled by the defaults."""
