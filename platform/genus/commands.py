@@ -26,7 +26,7 @@ from genus.evaluate.measure import bits_per_dim, sample_quality
 from genus.evaluate.passport import Figure, Passport, describe, read_evaluation, write_evaluation
 from genus.model import Model, load_model
 from genus.objectives.phase import CanLogDensity, CanSample, LogDensity, SampleOptions
-from genus.run import recipe_of
+from genus.provenance import recipe_of
 from genus.samplers.likelihood import ODELikelihood
 from genus.sampling import grid_labels, sample_batches
 from genus.tracking import read_events, read_metrics

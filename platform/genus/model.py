@@ -15,7 +15,7 @@ from genus.checkpoint_reader import newest, read_meta, read_tensors, tensor_shap
 from genus.data.manifest import DataInfo
 from genus.errors import ConfigError
 from genus.optim.ema import last_snapshot, reconstruct
-from genus.run import load_recipe
+from genus.provenance import load_recipe
 
 POST_HOC = " (post-hoc)"
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
-import importlib.util
-import json
 import os
-import platform as python_platform
 import random
-import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -33,10 +25,10 @@ from genus.data.stream import read_info
 from genus.errors import ConfigError, DataError, GenusError
 from genus.mirror import start_mirror
 from genus.parallel import World
+from genus.provenance import recipe_of, record
 from genus.tracking import Journal
 
 PR_SET_PDEATHSIG = 1
-ENVIRONMENT_KEPT = ("ACCELERATE_", "SLURM_JOB", "OMP_", "CUDA_VISIBLE", "NCCL_", "WORLD_SIZE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +67,7 @@ class Run:
         self._mirror: subprocess.Popen[bytes] | None = None
         self._provenance = command, script, info
         if world.is_first and not self.resumes:
-            self._write_provenance()
+            record(self.folder, *self._provenance)
         world.barrier()
         self.metrics = Journal(self.folder / "metrics" / f"rank-{world.rank}.jsonl")
         self.events = Journal(self.folder / "events.jsonl") if world.is_first else None
@@ -93,7 +85,8 @@ class Run:
         the run that it failed to resume.
         """
         if self.world.is_first and self.resumes:
-            self._write_provenance()
+            for change in record(self.folder, *self._provenance):
+                self.say(f"config changed since this run was started: {change}")
         if self.resumes:
             self.metrics.write({"resumed_at": samples})
 
@@ -165,30 +158,6 @@ class Run:
         if error is None:  # after an error other ranks may be gone, and leaving would wait for them
             self.world.close()
 
-    # ---- provenance ------------------------------------------------------------------------------
-
-    def _write_provenance(self) -> None:
-        command, script, info = self._provenance
-        self.folder.mkdir(parents=True, exist_ok=True)
-        named = dataclasses.replace(command.config.run, name=self.folder.name)
-        cfg = dataclasses.replace(command.config, run=named)  # --config finds this folder again
-        path = self.folder / "config.json"
-        if self.resumes:
-            old = config.load(type(cfg), path)
-            for change in config.differences(old, cfg):
-                if not change.startswith("run.root:"):
-                    self.say(f"config changed since this run was started: {change}")
-            number = len(list(self.folder.glob("environment*.json")))
-            (self.folder / "environment.json").rename(self.folder / f"environment-{number}.json")
-        environment = json.dumps(_environment(script), indent=1) + "\n"
-        write_atomically(self.folder / "environment.json", environment)
-        difference = _git("diff", "HEAD", folder=Path(script).parent)
-        write_atomically(self.folder / "code.diff", difference or "")
-        write_atomically(self.folder / "recipe.py", Path(script).read_text())
-        data = json.dumps(info.to_json(), indent=1) + "\n"
-        write_atomically(self.folder / "data.json", data)
-        write_atomically(path, config.dumps(cfg))  # last: with it the folder is a run
-
 
 def _end_with_the_launcher() -> None:
     """Have the kernel send SIGTERM when the launcher dies, so that no rank trains on as an orphan.
@@ -223,80 +192,6 @@ def errors_as_messages() -> Iterator[None]:
 def folder_of(cfg: RunConfig, script: str, preset: str) -> Path:
     """The run folder that a command line means."""
     return Path(cfg.root) / (cfg.name or f"{Path(script).stem}-{preset}")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def recipe_of(folder: Path) -> Path:
-    """The recipe's file that a run folder was made by; ConfigError when it is no run folder."""
-    try:
-        return Path(json.loads((folder / "environment.json").read_text())["recipe"])
-    except (OSError, ValueError, KeyError):
-        raise ConfigError(f"{folder} is no run folder: it has no sound environment.json") from None
-
-
-def load_recipe(folder: Path) -> ModuleType:
-    """The recipe that a run folder was made by, imported from where it stood.
-
-    Raises ConfigError when ``folder`` is no run or its recipe is gone.
-    """
-    script = recipe_of(folder)
-    spec = importlib.util.spec_from_file_location(f"genus_recipe_{script.stem}", script)
-    if spec is None or spec.loader is None or not script.exists():
-        raise ConfigError(f"{folder} was made by {script}, which is not there any more")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    if str(script.parent) not in sys.path:
-        sys.path.append(str(script.parent))  # as it was when the recipe ran as a script
-    spec.loader.exec_module(module)
-    return module
-
-
-def _environment(script: str) -> Mapping[str, Any]:
-    here = Path(script).resolve().parent
-    cuda = torch.cuda.is_available()
-    return {
-        "recipe": str(Path(script).resolve()),
-        "command": shlex.join(sys.orig_argv),
-        "launcher": _launcher(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": socket.gethostname(),
-        "system": python_platform.platform(),
-        "python": sys.version.split()[0],
-        "cores": os.cpu_count(),
-        "devices": [
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if cuda else 0)
-        ],
-        "git_commit": (_git("rev-parse", "HEAD", folder=here) or "").strip() or None,
-        "git_dirty": bool((_git("status", "--porcelain", folder=here) or "").strip()),
-        "git_untracked": (_git("ls-files", "-o", "--exclude-standard", folder=here) or "").split(),
-        "variables": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT_KEPT)},
-        "packages": {d.metadata["Name"]: d.version for d in metadata.distributions()},
-    }
-
-
-def _launcher() -> str | None:
-    """The parent's command line, where that is accelerate, torchrun or the like."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().rstrip("\0").split("\0")
-    except OSError:
-        return None
-    return shlex.join(words) if any("accelerate" in w or "torch" in w for w in words) else None
-
-
-def _git(*arguments: str, folder: Path) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
 
 
 def describe(
