@@ -7,7 +7,7 @@
 preset                 score to expect                                      cost
 ---------------------  ---------------------------------------------------  ----------------------
 tiny                   none: seconds, to try the platform out               5 s, 1 CPU core
-fashion (default)      FD-EffLite0 480 (docs/diffusion.md)                  10 min, 2 CPU cores
+fashion (default)      FD-EffLite0 500, with passport: docs/diffusion.md    9 min, 2 CPU cores
 edm-cifar10            FID 1.88: Karras 2022, table 2, config E, cond. VP   200 M samples: 2 days,
                        (1.79 with their augmentation, which is not here)    8 V100
 edm-imagenet64         FID 1.36: Karras 2022, stochastic sampler; in fp16   2500 M samples: two

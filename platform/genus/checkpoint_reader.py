@@ -25,9 +25,6 @@ FORMAT = 1
 # DCP says at every save and load of a single process that it is one.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
 
-# a run of one process is meant to save and load without torch.distributed
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
-
 
 def published(folder: Path) -> list[Path]:
     """The published checkpoints in a checkpoints folder, oldest first."""

@@ -115,7 +115,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         "--class", dest="label", type=int, help="one class only (default: all in turn)"
     )
     parser.add_argument(
-        "--ema", help="average: its label, any width, or none (default: the config's first)"
+        "--ema", help="average: its label, any width, or none (default: the first)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--batch", type=_positive, default=100, help="samples drawn at once")

@@ -20,7 +20,7 @@ from genus.checkpoint import Checkpoints
 from genus.data.batch import Batch
 from genus.data.stream import Stream
 from genus.draws import seed_of
-from genus.errors import TrainingError
+from genus.errors import ConfigError, TrainingError
 from genus.meter import Meter
 from genus.objectives.phase import Objective, Phase
 from genus.optim.build import AdamWConfig, MuonConfig, OptimizerState, set_learning_rates
@@ -62,6 +62,13 @@ class TrainConfig:
     """Checkpoints at multiples of this are kept for good."""
     bad_steps: int = 20
     """Stop after so many non-finite steps in a row."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch < 1 or self.micro < 0:
+            raise ConfigError(
+                f"train.samples={self.samples}, batch={self.batch}, micro={self.micro}: samples and "
+                "batch must be positive, micro not negative"
+            )
 
 
 class Evaluation(Protocol):

@@ -81,7 +81,7 @@ def read_metrics(run: Path, rank: int = 0) -> list[dict[str, Any]]:
     for row in read_lines(run / "metrics" / f"rank-{rank}.jsonl"):
         if "resumed_at" in row:
             rows = [r for r in rows if r["samples"] <= row["resumed_at"]]
-        elif "samples" in row:  # other rows tell of single steps (not_finite_at)
+        elif "samples" in row:  # other rows tell of single steps (skipped_ids)
             rows.append(row)
     return rows
 

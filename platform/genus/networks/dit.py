@@ -49,6 +49,8 @@ class DiTConfig:
 
     def check(self, resolution: int) -> None:
         """ConfigError, saying what to change, where sizes do not fit one another."""
+        if min(self.width, self.depth, self.heads, self.patch) < 1:
+            raise ConfigError("dit: width, depth, heads and patch are at least 1")
         if resolution % self.patch:
             raise ConfigError(
                 f"dit: resolution {resolution} is not divisible by patch {self.patch}; change the "

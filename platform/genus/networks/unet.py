@@ -81,6 +81,8 @@ class UNetConfig:
         """ConfigError, saying what to change, where sizes do not fit one another."""
         if not self.mults or min(self.mults) < 1 or self.blocks < 1 or self.patch < 1:
             raise ConfigError("unet: mults, blocks and patch are at least 1, and mults not empty")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"unet: dropout {self.dropout} is no probability below 1")
         grids = self.grids(resolution)
         if self.channels < 4 or self.channels % 4 or self.channels % groups_of(self.channels):
             raise ConfigError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genus.data.batch import Batch
 from genus.draws import Draws
+from genus.errors import ConfigError
 from genus.objectives.conditioning import image_of, label_of, mean_and_bins
 from genus.objectives.phase import (
     LogDensity,
@@ -50,6 +51,10 @@ class DDPMConfig:
     """Length T of the chain."""
     label_dropout: float = 0.1
     """Probability that a row trains without its class."""
+
+    def __post_init__(self) -> None:
+        if self.timesteps < 1:
+            raise ConfigError(f"objective.timesteps={self.timesteps}: at least 1")
 
     def build(
         self,

@@ -28,6 +28,10 @@ class AdamWConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run."""
 
+    def __post_init__(self) -> None:
+        if self.lr < 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.lr={self.lr}, betas {self.betas}: lr >= 0, betas in [0, 1)")
+
     def build(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """One optimizer over all parameters of a network; none where it has no parameters."""
         return self.over(list(network.parameters()), _embeddings(network))
