@@ -114,9 +114,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class", dest="label", type=int, help="one class only (default: all in turn)"
     )
-    parser.add_argument(
-        "--ema", help="average: its label, any width, or none (default: the first)"
-    )
+    parser.add_argument("--ema", help="average: its label, any width, or none (default: the first)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--batch", type=_positive, default=100, help="samples drawn at once")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")

@@ -66,8 +66,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.batch < 1 or self.micro < 0:
             raise ConfigError(
-                f"train.samples={self.samples}, batch={self.batch}, micro={self.micro}: samples and "
-                "batch must be positive, micro not negative"
+                f"train.samples={self.samples}, batch={self.batch}, micro={self.micro}: samples, "
+                "batch must be positive and micro not negative"
             )
 
 
@@ -197,7 +197,7 @@ def _update(
     bad = torch.zeros((), device=world.device)
     for i, micro in enumerate(micros):
         # Dropout draws from the default generator, which is set by rule: nothing to save.
-        torch.manual_seed(seed_of(run.seed, batch.position, phase.name, world.rank, i))
+        _seed_default(seed_of(run.seed, batch.position, phase.name, world.rank, i), world.device)
         weight = len(micro) / len(batch)
         with world.only(prepared, phase.trains, sync=i == len(micros) - 1):
             loss, metrics = phase.loss(prepared, micro)
@@ -220,6 +220,13 @@ def _update(
     if scaler is not None:
         scaler.update()  # by the infinities that unscale_ saw
     return bad
+
+
+def _seed_default(seed: int, device: torch.device) -> None:
+    # torch.manual_seed asks every kind of accelerator, which costs a millisecond a step
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class _Watch:
