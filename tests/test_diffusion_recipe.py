@@ -132,6 +132,7 @@ def test_another_network_can_not_take_over_a_run(trained: Path) -> None:
     words = command(1, *TINY, "run.name=run", "network.channels=32", "train.samples=1000")
     output = run(words, trained.parent, expect=1)
     assert {path: path.read_bytes() for path in trained.glob("*.json")} == before
+    assert (trained / "done").exists()
     assert "Traceback" not in output
     assert "network" in output
     assert "run.name" in output

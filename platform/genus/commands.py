@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ from genus.model import Model, load_model
 from genus.objectives.phase import CanLogDensity, CanSample, LogDensity, SampleOptions
 from genus.provenance import recipe_of
 from genus.samplers.likelihood import ODELikelihood
-from genus.sampling import grid_labels, sample_batches
+from genus.sampling import grid_columns, grid_labels, sample_batches
 from genus.tracking import read_events, read_metrics
 
 
@@ -43,7 +45,7 @@ def sample(arguments: Namespace) -> None:
         shown = np.full(len(images), -1) if labels is None else np.asarray(labels)
         np.savez_compressed(arguments.out, images=images.numpy(), labels=shown)
     else:
-        columns = arguments.columns or (8 if labels is None else min(model.info.classes, 16))
+        columns = arguments.columns or grid_columns(model.info.classes)
         save_grid(images, arguments.out, columns)
     plan = model.objective.plan(options)
     print(f"{arguments.out}: {len(images)} samples, {plan}, ema {model.ema}")
@@ -167,8 +169,6 @@ def _device(arguments: Namespace) -> torch.device:
 
 def _model(arguments: Namespace) -> Model:
     if torch.get_num_threads() == 1:  # OMP_NUM_THREADS=1 is meant for several processes
-        import os
-
         torch.set_num_threads(os.cpu_count() or 1)
     return load_model(arguments.folder, arguments.ema, _device(arguments))
 
@@ -218,9 +218,12 @@ def _samples(
 
 
 def _log_densities(model: Model, data: DataConfig, arguments: Namespace) -> Iterator[LogDensity]:
-    count = min(arguments.likelihood, Manifest.load(datasets.resolve(data.url)).total)
     batches: Iterator[Batch] = iterate_once(
-        data, arguments.batch, limit=count, device=_device(arguments), seed=arguments.seed
+        data,
+        arguments.batch,
+        limit=arguments.likelihood,
+        device=_device(arguments),
+        seed=arguments.seed,
     )
     for batch in batches:
         yield model.objective.log_density(model.networks, batch)
@@ -228,8 +231,6 @@ def _log_densities(model: Model, data: DataConfig, arguments: Namespace) -> Iter
 
 def _reference(model: Model, url: str | None) -> DataConfig:
     """The run's data config on the asked set; else on the test split beside its own, if any."""
-    import dataclasses
-
     data: DataConfig = model.config.data
     test = f"{data.url}/test"
     if url is None:
@@ -239,8 +240,6 @@ def _reference(model: Model, url: str | None) -> DataConfig:
 
 
 def _about(model: Model) -> dict[str, Any]:
-    import dataclasses
-
     return {
         "name": model.folder.name,
         "recipe": recipe_of(model.folder).name,

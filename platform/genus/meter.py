@@ -22,9 +22,8 @@ class Meter:
     def __init__(self, world: World, flops_per_sample: float = 0.0) -> None:
         self.world = world
         self.flops_per_sample = flops_per_sample
-        self._sums: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # name -> sum of weight * value, of weight
+        # by name: the sum of weight * value, and of the weights
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
         self._waited = 0.0
         self._steps = 0
         self._began = time.perf_counter()

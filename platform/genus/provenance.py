@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from genus import config
+from genus.atomic import replacing
 from genus.data.manifest import DataInfo
 from genus.errors import ConfigError
 
@@ -53,9 +54,8 @@ def record(folder: Path, command: config.Command[Any], script: str, info: DataIn
 
 def write_atomically(path: Path, text: str) -> None:
     """Readers see the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def recipe_of(folder: Path) -> Path:

@@ -87,6 +87,8 @@ class Run:
         if self.world.is_first and self.resumes:
             for change in record(self.folder, *self._provenance):
                 self.say(f"config changed since this run was started: {change}")
+            for marker in ("done", "requeue"):
+                (self.folder / marker).unlink(missing_ok=True)
         if self.resumes:
             self.metrics.write({"resumed_at": samples})
 
@@ -121,9 +123,6 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
         _end_with_the_launcher()
-        for marker in ("done", "requeue"):
-            if self.world.is_first:
-                (self.folder / marker).unlink(missing_ok=True)
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

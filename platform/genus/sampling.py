@@ -49,6 +49,11 @@ def grid_labels(count: int, classes: int) -> list[int] | None:
     return [i % classes for i in range(count)] if classes else None
 
 
+def grid_columns(classes: int) -> int:
+    """Columns of a grid: one a class up to 16, eight without classes."""
+    return min(classes, 16) or 8
+
+
 class SampleGrid:
     """An evaluation for the loop: a grid drawn with the averaged weights, shared by the ranks."""
 
@@ -68,7 +73,7 @@ class SampleGrid:
         self.every = every
         self._run, self._networks, self._objective = run, networks, objective
         self._classes = classes
-        self._columns = min(classes, 16) or 8
+        self._columns = grid_columns(classes)
         rows = max(rows, -(-run.world.size // self._columns))  # every rank draws at least one
         self._count = rows * self._columns
         objective.plan(SampleOptions())  # a bad setting is found now, not at the first grid

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from genus.atomic import replacing
 from genus.errors import EvaluationError
 
 
@@ -34,10 +34,8 @@ def save_curves(rows: Sequence[Mapping[str, object]], path: Path, keys: Sequence
         panel.set_ylabel(key)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("samples")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    canvas.print_png(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        canvas.print_png(temporary)
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from genus.atomic import replacing
 from genus.errors import EvaluationError
 
 GAP = 2
@@ -44,7 +44,5 @@ def save_grid(images: Tensor, path: Path, columns: int) -> None:
     from PIL import Image
 
     pixels = tile(images.cpu(), columns).permute(1, 2, 0).squeeze(2).contiguous().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(temporary, format="PNG")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from genus.atomic import replacing
 from genus.errors import EvaluationError
 
 SCHEMA = "genus-evaluation/1"
@@ -140,10 +140,8 @@ def write_evaluation(
             for name, figure in figures.items()
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def read_evaluation(path: Path) -> tuple[dict[str, Figure], dict[str, Any]]:

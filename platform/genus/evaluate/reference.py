@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from genus.atomic import replacing
 from genus.evaluate.features import Extractor
 
 
@@ -44,10 +44,8 @@ def reference_features(
         except (ValueError, OSError, SafetensorError) as error:
             warnings.warn(f"reference features {path} are made anew: {error}", stacklevel=2)
     features = extractor.all(images, count).contiguous()
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({"features": features}, temporary, {"key": key, "checksum": _checksum(features)})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file({"features": features}, temporary, {"key": key, "checksum": _checksum(features)})
     return features
 
 
