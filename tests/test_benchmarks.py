@@ -1,12 +1,19 @@
-"""Every benchmark runs with --quick --json and prints rows of the agreed form."""
+"""Every benchmark runs with --quick --json and prints rows of the agreed form; what the benchmarks
+of the stream measure with is held against known answers."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from launching import ROOT, run
 
@@ -14,7 +21,8 @@ SCRIPTS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if "--quick" in p
 
 
 def test_the_benchmarks_are_there() -> None:
-    assert {"loop_overhead", "train_step"} <= {path.stem for path in SCRIPTS}
+    expected = {"loop_overhead", "train_step", "stream", "shuffle_quality"}
+    assert expected <= {path.stem for path in SCRIPTS}
 
 
 @pytest.mark.slow
@@ -29,3 +37,87 @@ def test_quick_rows_have_the_agreed_form(
     for row in rows:
         assert {"row", "ours", "peer", "peer_name", "ratio", "goal"} <= set(row)
         assert row["ratio"] > 0
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules of benchmarks/ can be imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+SAMPLES = 60_000
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_quality_of_the_stored_order_is_the_worst() -> None:
+    quality = importlib.import_module("shuffle_quality").quality(np.arange(SAMPLES), SAMPLES)
+    # a batch of one class alone has 9 B; batches that hold a class's end have less
+    assert quality["chi-square"] == pytest.approx(9 * 64, rel=0.01)
+    assert quality["chi-square of 16"] == pytest.approx(9 * 1024, rel=0.15)
+    assert quality["run length"] == 6000
+    assert quality["rank correlation"] == pytest.approx(1)
+    assert quality["lag 1"] == pytest.approx(1, abs=1e-3)
+    # at lag k, 9 k of the N - k pairs straddle two classes
+    lags = np.arange(1, 65)
+    agreement = 1 - 9 * lags / (SAMPLES - lags)
+    expected = np.sqrt((((agreement - 0.1) / 0.9) ** 2).mean())
+    assert quality["serial correlation"] == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_quality_of_a_permutation_is_chance() -> None:
+    module = importlib.import_module("shuffle_quality")
+    quality = module.quality(module.permuted(0, shards=60), SAMPLES)
+    assert quality["chi-square"] == pytest.approx(9, abs=5 * np.sqrt(18 / 937))
+    assert quality["chi-square of 16"] == pytest.approx(9, abs=5 * np.sqrt(18 / 58))
+    assert quality["serial correlation"] == pytest.approx(1 / np.sqrt(9 * SAMPLES), rel=0.5)
+    assert quality["run length"] == pytest.approx(10 / 9, abs=0.02)
+    assert abs(quality["rank correlation"]) < 5 / np.sqrt(SAMPLES)
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize("name", ["genus", "webdataset"])
+def test_orders_serve_every_sample_once(name: str) -> None:
+    module = importlib.import_module("shuffle_quality")
+    chosen = [serve for order, serve in module.orders(60).items() if order.startswith(name)]
+    assert chosen
+    for serve in chosen:
+        ids = serve(1)
+        assert len(np.unique(ids)) == len(ids) > SAMPLES - 64
+        assert (ids != serve(2)).any()
+
+
+def task(samples: int) -> dict[str, Any]:
+    return {
+        "channels": 1,
+        "size": 4,
+        "samples": samples,
+        "classes": 10,
+        "label_sum": sum(i % 10 for i in range(samples)),
+        "workers": 0,
+    }
+
+
+def batches(samples: int, image: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    labels = torch.arange(samples) % 10
+    for part in labels.split(64):
+        yield image.expand(len(part), *image.shape), part
+
+
+NOISE = (torch.arange(16, dtype=torch.uint8) * 16).reshape(1, 4, 4)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_the_clock_counts_whole_passes_only() -> None:
+    clock = importlib.import_module("stream_clock").clock
+    assert clock(lambda: batches(200, NOISE), task(200))["rate"] > 0
+    # a loader that never ends is stopped at the last whole batch
+    assert clock(lambda: batches(10_000, NOISE), task(200))["rate"] > 0
+    with pytest.raises(AssertionError, match="100 of 200 samples"):
+        clock(lambda: batches(100, NOISE), task(200))
+    with pytest.raises(AssertionError, match="labels sum"):
+        clock(lambda: batches(200, NOISE), {**task(200), "label_sum": 2000})
+    with pytest.raises(AssertionError, match="blank"):
+        clock(lambda: batches(200, torch.zeros_like(NOISE)), task(200))
+    with pytest.raises(AssertionError, match="float32"):
+        clock(lambda: batches(200, NOISE.float()), task(200))

@@ -7,14 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from genus.cli_data import add_data_commands
 from genus.errors import GenusError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code, 2 for a wrong request."""
+    """Run one subcommand; returns the exit code: 1 for faults that it found, 2
+    for a wrong request."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        return int(arguments.run(arguments) or 0)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         return 0
     except GenusError as error:
@@ -22,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,28 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    data = commands.add_parser("data", help="fetch and pack data sets").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
-    fetch = data.add_parser("fetch", help="get a built-in data set and pack it into shards")
-    fetch.add_argument("name", help="fashion-mnist")
-    fetch.add_argument("--root", type=Path, help="where to put it (default: $GENUS_DATA or ./data)")
-    fetch.add_argument(
-        "--source", type=Path, help="folder with the original files, if you have them"
-    )
-    fetch.set_defaults(run=_fetch)
-    pack = data.add_parser("pack", help="pack a folder of images, an .npz or idx files into shards")
-    pack.add_argument(
-        "source", type=Path, help="folder (sub-folders are classes), .npz, or idx file"
-    )
-    pack.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    pack.add_argument("--shard-size", type=int, default=1000, help="samples a shard")
-    pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle before packing")
-    pack.set_defaults(run=_pack)
-
-    index = data.add_parser("index", help="index a folder of webdataset shards made elsewhere")
-    index.add_argument("folder", type=Path)
-    index.set_defaults(run=_index)
+    data = commands.add_parser("data", help="fetch, pack, index, verify and inspect data sets")
+    add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
 
     sample = commands.add_parser("sample", help="draw samples from a run")
     _model_arguments(sample)
@@ -118,30 +99,6 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
     parser.add_argument("--batch", type=_positive, default=100, help="samples drawn at once")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-
-
-def _fetch(arguments: argparse.Namespace) -> None:
-    from genus.data.datasets import fetch
-
-    fetch(arguments.name, arguments.root, arguments.source)
-
-
-def _pack(arguments: argparse.Namespace) -> None:
-    from genus.data.pack import pack
-
-    pack(
-        arguments.source,
-        arguments.out,
-        shard_size=arguments.shard_size,
-        shuffle_seed=arguments.seed,
-    )
-
-
-def _index(arguments: argparse.Namespace) -> None:
-    from genus.data.index import index_folder
-
-    manifest = index_folder(arguments.folder)
-    print(f"{arguments.folder}: {manifest.total:,} samples in {len(manifest.shards)} shards")
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ from genus.objectives.phase import CanLogDensity, CanSample, LogDensity, SampleO
 from genus.provenance import recipe_of
 from genus.samplers.likelihood import ODELikelihood
 from genus.sampling import grid_columns, grid_labels, sample_batches
-from genus.tracking import read_events, read_metrics
+from genus.tracking import read_bad_samples, read_events, read_metrics
 
 
 def sample(arguments: Namespace) -> None:
@@ -149,6 +149,10 @@ def show(folder: Path) -> None:
     print(
         f"  figures      {'  '.join(_short(_last_figures(folder))) or 'none yet: genus evaluate'}"
     )
+    bad = read_bad_samples(folder)
+    if bad:
+        lost = sum(row["count"] for row in bad)
+        print(f"  bad samples  {lost:,}, others stood in: {folder / 'bad-samples'}")
     pictures = [*grids[-1:], *sorted(folder.glob("samples*.png")), folder / "curves.png"]
     for path in pictures:
         if path.exists():
@@ -236,7 +240,9 @@ def _reference(model: Model, url: str | None) -> DataConfig:
     if url is None:
         has_test = data.url in datasets.BUILT_IN or (Path(test) / "manifest.json").exists()
         url = test if has_test else data.url
-    return dataclasses.replace(data, url=url, size=model.info.resolution, flip=False)
+    return dataclasses.replace(
+        data, url=url, also=(), weights=(), size=model.info.resolution, bucket_step=0, flip=False
+    )
 
 
 def _about(model: Model) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Draws:
     rows that this object serves: a micro-batch is a window of its batch and draws the same numbers.
     """
 
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
     group_size: int
     device: torch.device
     start: int
@@ -43,7 +43,7 @@ class Draws:
     def of(seeds: Sequence[int], group_size: int = 1, device: torch.device | str = "cpu") -> Draws:
         """Draws for ``len(seeds) * group_size`` rows."""
         rows = len(seeds) * group_size
-        return Draws(tuple(seeds), group_size, torch.device(device), 0, rows)
+        return Draws(seeds, group_size, torch.device(device), 0, rows)
 
     def __len__(self) -> int:
         return self.stop - self.start

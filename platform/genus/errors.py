@@ -15,6 +15,10 @@ class DataError(GenusError, ValueError):
     """Data, or a request for data, that can't be served: the shard, the sample, what to do."""
 
 
+class AgreedDataError(DataError):
+    """Raised by all ranks together: one of them says it."""
+
+
 class CheckpointError(GenusError):
     """A checkpoint that can't be written or read."""
 

@@ -128,6 +128,7 @@ def train(
         run.say(f"resumed from {newest.name}")
     run.resumed(progress.samples)
     watch = _Watch(run, config, progress)
+    stream.ledger = run.bad_sample
     batches, why = iter(stream), "finished"
     meter.restart()
 
@@ -155,30 +156,45 @@ def train(
         for evaluation in evaluations:
             if due(evaluation.every):
                 with averages.applied():
-                    found = evaluation.run(progress.samples)
-                run.event(evaluation.name, samples=progress.samples, **found)
+                    figures = evaluation.run(progress.samples)
+                run.event(evaluation.name, samples=progress.samples, **figures)
                 meter.restart()
         late = config.minutes > 0 and time.monotonic() - began > 60 * config.minutes
-        stopped, late, broken = world.agree([run.stop_signal is not None, late, checkpoints.failed])
+        stopped, late, broken, found = world.agree(
+            [run.stop_signal is not None, late, checkpoints.failed, stream.quarantine.has_news]
+        )
         if broken:
             checkpoints.wait()  # raises where the save failed
             raise TrainingError("another rank could not write its checkpoint; see its message")
+        if found:
+            _settle(run, stream)
         if stopped or late:
             why = "time is up" if late else f"stopped by {run.stop_signal or 'a signal'}"
             break
         if config.checkpoint_every and due(config.checkpoint_every):
             watch.check()
+            _settle(run, stream)
             checkpoints.save(states, progress.samples)
             run.event("checkpoint", samples=progress.samples)
 
     checkpoints.wait()
     watch.check()
+    _settle(run, stream)
     checkpoints.save(states, progress.samples)
     checkpoints.wait()
     world.barrier()
     run.finish(why, progress.samples)
     run.say(f"{why} at {progress.samples:,} samples; checkpoint in {run.folder / 'checkpoints'}")
     return progress.samples
+
+
+def _settle(run: Run, stream: Stream) -> None:
+    """All ranks agree on the bad samples, or end together where they are too many."""
+    news = stream.settle(run.world.gather)
+    if news:
+        count, budget = stream.quarantine.count, stream.quarantine.budget
+        run.event("bad samples", samples=stream.position, new=len(news), total=count)
+        run.say(f"{count} of at most {budget} bad samples, others stand in: see bad-samples/")
 
 
 def _update(

@@ -151,6 +151,14 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.control_group)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable-by-us value, in rank order, on every rank."""
+        if self.control_group is None:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.control_group)
+        return found
+
     def gather_rows(self, rows: Tensor) -> Tensor | None:
         """Rows (B, ...) of all ranks in rank order on rank 0, on the host; None elsewhere."""
         if self.control_group is None:

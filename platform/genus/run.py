@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from genus import __version__, config
 from genus.data.manifest import DataInfo
-from genus.data.stream import read_info
-from genus.errors import ConfigError, DataError, GenusError
+from genus.data.opening import read_info
+from genus.errors import AgreedDataError, ConfigError, DataError, GenusError
 from genus.mirror import start_mirror
 from genus.parallel import World
 from genus.provenance import recipe_of, record
@@ -70,6 +70,7 @@ class Run:
             record(self.folder, *self._provenance)
         world.barrier()
         self.metrics = Journal(self.folder / "metrics" / f"rank-{world.rank}.jsonl")
+        self._bad_samples: Journal | None = None
         self.events = Journal(self.folder / "events.jsonl") if world.is_first else None
         torch.manual_seed(cfg.seed)
         random.seed(cfg.seed)
@@ -104,6 +105,13 @@ class Run:
         """Append to events.jsonl."""
         if self.events is not None:
             self.events.write({"event": what, **details})
+
+    def bad_sample(self, entry: Mapping[str, Any]) -> None:
+        """Append to the ledger of bad samples, which exists once there are any."""
+        if self._bad_samples is None:
+            path = self.folder / "bad-samples" / f"rank-{self.world.rank}.jsonl"
+            self._bad_samples = Journal(path)
+        self._bad_samples.write(entry)
 
     def progress(self, samples: int, total: int, text: str) -> None:
         """A bar with time left in a terminal, a plain line elsewhere."""
@@ -146,6 +154,8 @@ class Run:
         if self._bar is not None:
             self._bar.close()
         self.metrics.close()
+        if self._bad_samples is not None:
+            self._bad_samples.close()
         if self.events is not None:
             self.event("closed")
             self.events.close()
@@ -183,7 +193,12 @@ def errors_as_messages() -> Iterator[None]:
         config.fail(str(error))
     except GenusError as error:
         rank = os.environ.get("RANK")
-        print(f"error: {error}" if rank is None else f"error on rank {rank}: {error}", flush=True)
+        if isinstance(error, AgreedDataError):
+            if rank in (None, "0"):
+                print(f"error: {error}", flush=True)
+        else:
+            where = "" if rank is None else f" on rank {rank}"
+            print(f"error{where}: {error}", flush=True)
         # Other ranks may wait for this one in a collective: leave at once, the launcher ends them.
         os._exit(2 if isinstance(error, DataError) else 1)
 

@@ -91,6 +91,16 @@ def read_events(run: Path) -> list[dict[str, Any]]:
     return read_lines(run / "events.jsonl")
 
 
+def read_bad_samples(run: Path) -> list[dict[str, Any]]:
+    """The ledger of bad samples and shards, each once: what several ranks met, or a run met again
+    after a kill, counts as first met."""
+    found: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for path in sorted((run / "bad-samples").glob("rank-*.jsonl")):
+        for row in read_lines(path):
+            found.setdefault((row.get("shard"), row.get("sample")), row)
+    return sorted(found.values(), key=lambda row: row["samples"])
+
+
 def _plain(value: Any) -> Any:
     # JSON has no NaN or infinity; readers in other languages choke on Python's spelling of them.
     if isinstance(value, float) and not math.isfinite(value):

@@ -22,6 +22,7 @@ import pytest
 from genus.data import datasets
 from genus.data.datasets import BuiltIn
 from genus.data.manifest import Manifest
+from genus.data.store import Folder
 from genus.errors import DataError
 
 FILES = ("a-images-idx3-ubyte.gz", "a-labels-idx1-ubyte.gz")
@@ -64,13 +65,13 @@ def test_a_folder_that_the_user_names(
     assert folder == tmp_path / "data" / "toy"
     assert f"taken from your folder {originals}" in capsys.readouterr().out
     for split in ("train", "test"):
-        manifest = Manifest.load(folder / split)
+        manifest = Manifest.load(Folder(folder / split))
         assert manifest.total == 20
         assert manifest.classes == ("even", "odd")
-    assert datasets.resolve("toy") == folder / "train"
-    assert datasets.resolve("toy/train") == folder / "train"
-    assert datasets.resolve("toy/test") == folder / "test"
-    assert datasets.resolve(str(folder / "test")) == folder / "test"
+    assert datasets.resolve("toy") == Folder(folder / "train")
+    assert datasets.resolve("toy/train") == Folder(folder / "train")
+    assert datasets.resolve("toy/test") == Folder(folder / "test")
+    assert datasets.resolve(str(folder / "test")) == Folder(folder / "test")
     datasets.fetch("toy")
     assert capsys.readouterr().out == ""  # it was there
 
@@ -185,9 +186,11 @@ def test_several_processes_fetch_once(toy: BuiltIn, originals: Path, tmp_path: P
 
 
 def test_unknown_urls_say_what_there_is(toy: BuiltIn, tmp_path: Path) -> None:
-    for url in ("cifar", "toy/validation", "s3://bucket/data", str(tmp_path)):
+    for url in ("cifar", "toy/validation", str(tmp_path)):
         with pytest.raises(DataError, match="built-in data set: fashion-mnist, fashion-mnist/test"):
             datasets.resolve(url)
+    with pytest.raises(DataError, match="no place for data"):
+        datasets.resolve("ftp://host/data")
     with pytest.raises(DataError, match="no built-in data set 'cifar'"):
         datasets.fetch("cifar")
     (tmp_path / "x.tar").touch()
@@ -197,6 +200,6 @@ def test_unknown_urls_say_what_there_is(toy: BuiltIn, tmp_path: Path) -> None:
 
 def test_fashion_mnist_names_its_classes() -> None:
     fashion = datasets.BUILT_IN["fashion-mnist"]
-    shipped = Manifest.load(Path(__file__).parent / "fashion-1000")
+    shipped = Manifest.load(Folder(Path(__file__).parent / "fashion-1000"))
     assert fashion.classes == shipped.classes
     assert set(fashion.sha256) == {file for pair in fashion.splits.values() for file in pair}

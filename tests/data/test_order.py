@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from genus.data.order import Order, lanes_for, own_lanes, permutation
+from genus.draws import seed_of
 from genus.errors import DataError
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda s: sum(s) > 0)
@@ -75,6 +77,28 @@ def test_the_order_is_what_it_always_was() -> None:
         [3, 5, 6, 4, 7, 6],
         [7, 8, 10, 9, 11, 2],
     ]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 8, 9, 1000, 4096, 16384, 300_000])
+def test_permutations_are_stable_argsorts_of_philox_words(n: int) -> None:
+    for key in range(3):
+        words = np.random.Philox(key=seed_of(key)).random_raw(n)
+        assert np.array_equal(permutation(n, key), np.argsort(words, kind="stable"))
+
+
+def test_words_that_agree_in_their_upper_bits_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = np.array([9, 1, 9, 1 << 60, 3, (1 << 60) - 1, 3], np.uint64)
+
+    class Philox:
+        def __init__(self, key: int) -> None: ...
+
+        def random_raw(self, n: int) -> NDArray[np.uint64]:
+            return words[:n]
+
+    monkeypatch.setattr(np.random, "Philox", Philox)
+    assert permutation(7, 0).tolist() == [1, 4, 6, 0, 2, 5, 3]
 
 
 def test_a_position_in_a_large_data_set_needs_one_window() -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from genus.data.manifest import MANIFEST
 from genus.data.pack import pack
+from genus.data.store import Store, open_store
 from genus.errors import DataError
 
 
@@ -83,15 +84,15 @@ def data_root() -> Path:
     return Path(os.environ.get("GENUS_DATA") or "data")
 
 
-def resolve(url: str, may_fetch: bool = True) -> Path:
-    """The folder of shards that ``url`` means; a built-in data set is fetched if it isn't there.
+def resolve(url: str, may_fetch: bool = True) -> Store:
+    """The folder or bucket that ``url`` means; a built-in data set is fetched if it isn't there.
 
-    DataError where it may not be fetched, or where the url is neither a folder with a manifest nor
-    a built-in name.
+    DataError where it may not be fetched, or where the url is neither a bucket's, nor a folder with
+    a manifest, nor a built-in name.
     """
     folder = Path(url)
-    if (folder / MANIFEST).exists():
-        return folder
+    if "://" in url or (folder / MANIFEST).exists():
+        return open_store(url)
     name, _, split = url.partition("/")
     known = [
         n if i == 0 else f"{n}/{s}" for n, b in BUILT_IN.items() for i, s in enumerate(b.splits)
@@ -100,12 +101,12 @@ def resolve(url: str, may_fetch: bool = True) -> Path:
         part = split or next(iter(BUILT_IN[name].splits))
         if not may_fetch and not (data_root() / name / part / MANIFEST).exists():
             raise DataError(f"{name} is not here yet: 'genus data fetch {name}' gets it")
-        return fetch(name) / part
+        return open_store(str(fetch(name) / part))
     if folder.is_dir() and any(folder.glob("*.tar")):
         raise DataError(f"{url} has shards but no {MANIFEST}: run 'genus data index {url}'")
     raise DataError(
-        f"no data at '{url}': expected a folder with a {MANIFEST} ('genus data pack' makes one) or "
-        f"a built-in data set: {', '.join(known)}"
+        f"no data at '{url}': expected a folder with a {MANIFEST} ('genus data pack' makes one), "
+        f"s3://, gs://, http(s)://, or a built-in data set: {', '.join(known)}"
     )
 
 

@@ -9,22 +9,24 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genus.data.codecs import jpeg_size, read_pixels
 from genus.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
 Kind = Literal["image", "integer", "array", "text"]
 Fit = Literal["pad", "resize"]
 Array = NDArray[np.generic]
+
+SPARE = 2
+"""How much larger than its target a JPEG is left by the decoder's own, rough shrinking. Measured on
+40 pictures against shrinking by Lanczos alone: at 2 all agree to 40 dB or better, at 1 to 28 dB."""
 
 _PLAIN: dict[str, tuple[str, Kind]] = {
     **dict.fromkeys(IMAGES, ("image", "image")),
@@ -44,69 +46,76 @@ def field_of(extension: str) -> tuple[str, Kind] | None:
     return name or plain, kind
 
 
-def decode_image(data: bytes, channels: int, size: int = 0, fit: Fit = "pad") -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, channels: int, size: tuple[int, int] | None = None, fit: Fit = "pad"
+) -> NDArray[np.uint8]:
     """(C, H, W) uint8 levels. ``channels`` 1 or 3; transparency is laid over white.
 
-    ``size`` 0 keeps the stored size. "pad": centred, 0 around it or cropped, pixels unchanged;
-    "resize": the shorter side to ``size`` by antialiased Lanczos, then the centre square.
+    ``size`` is (height, width); None keeps the stored size. "pad": centred, 0 around it or cropped,
+    pixels unchanged; "resize": scaled by antialiased Lanczos until it just covers ``size``, then
+    its centre. A JPEG of four times the size or more is shrunk in part while it is decoded.
     Raises DataError (without a place: the caller knows it) for bytes that are no such image.
     """
+    if size is not None:
+        out = np.empty((channels, *size), np.uint8)
+        decode_into(data, out, channels, fit)
+        return out
+    pixels = read_pixels(data, channels)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode_into(data: bytes, out: NDArray[np.uint8], channels: int, fit: Fit) -> None:
+    """``decode_image`` into ``out`` (C, H, W), a row of a batch, say, whose H and W are the size.
+
+    Fastest where no copy is needed: ``out`` contiguous for one channel, and for three a view
+    (C, H, W) of contiguous (H, W, C) memory. After a DataError ``out`` holds anything.
+    """
+    slot = out[0] if channels == 1 else out.transpose(1, 2, 0)
+    if fit == "resize":
+        pixels = _covering(data, channels, slot)
+    else:
+        pixels = read_pixels(data, channels, slot)
+    if pixels is not slot:
+        _place(pixels, slot)
+
+
+def _covering(data: bytes, channels: int, slot: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image scaled, its shape kept, until neither side is less than that of ``slot``."""
     from PIL import Image
 
-    mode = "L" if channels == 1 else "RGB"
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        if image.mode != mode:
-            image = _to_mode(image, mode)
-        if size and fit == "resize":
-            image = _resize(image, size)
-        pixels = np.asarray(image)
-    except DataError:
-        raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more
-        raise DataError(f"no readable image ({type(error).__name__}: {error})") from None
-    pixels = pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return _pad(pixels, size) if size else pixels
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"an image of mode {image.mode}: only 8 bits a channel are read")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
-
-
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    from PIL import Image
-
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) == image.size:
-        return image
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _pad(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Centre-pad with 0 or centre-crop (C, H, W) to (C, size, size)."""
-    height, width = pixels.shape[1:]
-    if height == width == size:
+    size = slot.shape[:2]
+    # libjpeg can shrink while it decodes, which is cheap but not clean: that much is left to Pillow
+    stored = jpeg_size(data) or size
+    spare = min(stored[0] / size[0], stored[1] / size[1]) / SPARE
+    shrink = next((by for by in (8, 4, 2) if by <= spare), 1)
+    pixels = read_pixels(data, channels, slot, shrink)
+    if shrink == 1:
+        stored = pixels.shape[:2]
+    scale = max(size[0] / stored[0], size[1] / stored[1])
+    height, width = (max(s, round(p * scale)) for s, p in zip(size, stored, strict=True))
+    if (height, width) == stored:
         return pixels
-    out = np.zeros((len(pixels), size, size), np.uint8)
+    # what libjpeg rounded up to whole pixels is no part of the image
+    box = (0, 0, stored[1] / shrink, stored[0] / shrink)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box)
+    return np.asarray(image)
+
+
+def _place(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Centre (H, W, ...) in ``out`` (h, w, ...): cropped where it is larger, 0 around where not."""
+    if pixels.shape != out.shape:
+        out[...] = 0
     # where the image is larger, its middle; where it is smaller, the middle of the canvas
-    top, left = (height - size) // 2, (width - size) // 2
-    crop = pixels[:, max(top, 0) : max(top, 0) + size, max(left, 0) : max(left, 0) + size]
+    top, left = (pixels.shape[0] - out.shape[0]) // 2, (pixels.shape[1] - out.shape[1]) // 2
+    y, x = max(top, 0), max(left, 0)
+    crop = pixels[y : y + out.shape[0], x : x + out.shape[1]]
     y, x = max(-top, 0), max(-left, 0)
-    out[:, y : y + crop.shape[1], x : x + crop.shape[2]] = crop
-    return out
+    out[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
 
 
-def decode_member(kind: Kind, data: bytes, channels: int, size: int, fit: Fit) -> Array:
+def decode_member(
+    kind: Kind, data: bytes, channels: int, size: tuple[int, int] | None, fit: Fit
+) -> Array:
     """One member as an array: image (C, H, W) uint8, integer () int64, array as stored, text (T,)
     uint8 UTF-8. DataError for bytes that are not what their extension says."""
     if kind == "image":

@@ -14,17 +14,25 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genus.data.decode import field_of
-from genus.data.manifest import MANIFEST, Manifest, Shard
+from genus.data.manifest import MANIFEST, Manifest, Shard, read_made
+from genus.data.store import Folder, Store, UnreadableError, open_store
 from genus.errors import DataError
+
+PIECE = 8 * 2**20
+"""Bytes of a shard that are read at once."""
+THREADS = 8
+"""Shards that are indexed at the same time."""
 
 
 @dataclass(frozen=True)
@@ -49,69 +57,108 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def save(self, path: Path) -> None:
-        """Write as .npz, without pickle."""
-        np.savez_compressed(path, **vars(self))
+    def to_bytes(self) -> bytes:
+        """As an .npz file, without pickle."""
+        out = io.BytesIO()
+        np.savez_compressed(out, **vars(self))
+        return out.getvalue()
 
     @staticmethod
-    def load(path: Path) -> ShardIndex:
-        """Read what ``save`` wrote. DataError where it is missing or damaged."""
+    def load(store: Store, name: str) -> ShardIndex:
+        """Read what ``to_bytes`` gave. UnreadableError where it is missing or damaged."""
+        return ShardIndex.parse(read_made(store, name), store, name)
+
+    @staticmethod
+    def parse(data: bytes, store: Store, name: str) -> ShardIndex:
+        """The inverse of ``to_bytes``; ``store`` and ``name`` are for messages."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return ShardIndex(**arrays)
-        except (
-            Exception
-        ) as error:  # zipfile, zlib, KeyError, ValueError, OSError: all the same here
-            raise DataError(
-                f"can't read the index {path} ({error}): make it again with "
-                f"'genus data index {path.parent}'"
+        except Exception as error:  # zipfile, zlib, KeyError, ValueError: all the same here
+            raise UnreadableError(
+                f"can't read the index {store.url}/{name} ({error}): make it again with "
+                f"'genus data index {store.url}'"
             ) from None
 
 
-def index_folder(folder: Path, *, name: str = "", classes: Sequence[str] = ()) -> Manifest:
-    """Write the index of every ``*.tar`` in ``folder``, then its manifest.
+def index_folder(
+    url: str | Path,
+    *,
+    name: str = "",
+    classes: Sequence[str] = (),
+    progress: Callable[[str], object] = lambda shard: None,
+) -> Manifest:
+    """Write the index of every ``*.tar`` in a folder or bucket, then its manifest.
 
     ``classes`` names the classes (default: those of the manifest that is there, else their
-    numbers). DataError for tars that can't be read or hold no samples.
+    numbers); ``progress`` is told of each shard that is done. DataError for tars that can't be read
+    or hold no samples.
     """
-    paths = sorted(folder.glob("*.tar"))
+    store = open_store(str(url))
+    files = store.names()
+    paths = [file for file in files if file.endswith(".tar")]
     if not paths:
-        raise DataError(f"{folder} holds no *.tar files to index")
-    shards, indexes = [], []
-    for path in paths:
-        index = index_shard(path)
-        with path.open("rb") as file:
-            checksum = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-        shard = Shard(path.name, len(index), path.stat().st_size, checksum)
-        index.save(folder / shard.index)
-        shards.append(shard)
-        indexes.append(index)
-    if not classes and (folder / MANIFEST).exists():
-        classes = Manifest.load(folder).classes
-    manifest = _summary(name or folder.name, shards, indexes, classes)
-    manifest.save(folder)
+        raise DataError(f"{store.url} holds no *.tar files to index")
+
+    def work(path: str) -> tuple[Shard, ShardIndex]:
+        with open_shard(store, path) as file:
+            index = index_shard(file, f"{store.url}/{path}")
+            file.seek(0)
+            data = index.to_bytes()
+            shard = Shard(path, len(index), *sha256_of(file), len(data))
+        store.write(shard.index, data)
+        progress(path)
+        return shard, index
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        shards, indexes = zip(*pool.map(work, paths), strict=True)
+    if not classes and MANIFEST in files:
+        classes = Manifest.load(store).classes
+    manifest = _summary(name or store.url.rpartition("/")[2], shards, indexes, classes)
+    manifest.save(store)
     return manifest
 
 
-def index_shard(path: Path) -> ShardIndex:
-    """The index of one tar: headers and data are read once, in order."""
+def sha256_of(file: BinaryIO) -> tuple[int, str]:
+    """Bytes and checksum of a file, read in pieces."""
+    digest, size = hashlib.sha256(), 0
+    while piece := file.read(PIECE):
+        digest.update(piece)
+        size += len(piece)
+    return size, f"sha256:{digest.hexdigest()}"
+
+
+def open_shard(store: Store, name: str) -> BinaryIO:
+    """A shard as a file at its beginning; one in a bucket is copied into a temporary file."""
+    if isinstance(store, Folder):
+        return (store.root / name).open("rb")
+    size = store.size(name)
+    file = cast(BinaryIO, TemporaryFile())  # noqa: SIM115 - the caller closes it
+    for start in range(0, size, PIECE):
+        file.write(store.read(name, start, min(start + PIECE, size)))
+    file.seek(0)
+    return file
+
+
+def index_shard(file: BinaryIO, place: str) -> ShardIndex:
+    """The index of one tar: headers and data are read once, in order. ``place``: for messages."""
     samples: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
     shape: list[tuple[int, int, int]] = []
     label: list[int] = []
-    for key, extension, offset, data in _members(path):
+    for key, extension, offset, data in _members(file, place):
         if not samples or samples[-1][0] != key:
             samples.append((key, {}))
             shape.append((0, 0, 0))
             label.append(-1)
         members = samples[-1][1]
         if extension in members:
-            raise DataError(f"shard {path}, sample {key}: two members .{extension}; pack it again")
+            raise DataError(f"shard {place}, sample {key}: two members .{extension}; pack it again")
         members[extension] = offset, len(data), zlib.crc32(data)
         match field_of(extension):
             case ("image", "image"):
-                shape[-1] = image_shape(data, f"shard {path}, member {key}.{extension}")
+                shape[-1] = image_shape(data, f"shard {place}, member {key}.{extension}")
             case ("label", "integer"):
-                label[-1] = _label_of(data, f"shard {path}, member {key}.{extension}")
+                label[-1] = _label_of(data, f"shard {place}, member {key}.{extension}")
     extensions = sorted({extension for _, members in samples for extension in members})
     table = np.full((len(samples), len(extensions), 3), (0, -1, 0), np.int64)
     for row, (_, members) in zip(table, samples, strict=True):
@@ -129,10 +176,10 @@ def index_shard(path: Path) -> ShardIndex:
     )
 
 
-def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
+def _members(file: BinaryIO, place: str) -> Iterator[tuple[str, str, int, bytes]]:
     """(key, extension, offset, data) of a tar's members, named and skipped as webdataset does."""
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
                 name = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", member.name)
@@ -144,7 +191,7 @@ def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
                 yield name[1], name[2].lower(), member.offset_data, data
     except (tarfile.TarError, OSError) as error:
         raise DataError(
-            f"can't read the shard {path} ({error}): it must be a whole, uncompressed tar"
+            f"can't read the shard {place} ({error}): it must be a whole, uncompressed tar"
         ) from None
 
 

@@ -1,103 +1,87 @@
 """Batches of samples by their ids, read and decoded here or in worker processes.
 
-Workers hold no state: they get ids and give tensors, so how many there are changes nothing.
+Workers hold no state: they get requests and give batches, so how many there are changes nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from genus.data.decode import Array, Fit, Kind, decode_member, field_of, fields_of, stack
-from genus.data.order import Ids
-from genus.data.reader import Reader
+from genus.data.source import Loaded, Request, Source
 from genus.errors import DataError
 
-Loaded = tuple[dict[str, Tensor], Tensor]
-"""Fields and ids (B,) of a batch, on the CPU."""
-
-
-@dataclass(frozen=True)
-class Samples(Dataset[Loaded]):
-    """A map-style data set for torch's DataLoader, whose unit is the batch."""
-
-    reader: Reader
-    channels: int
-    resolution: int
-    """Side of the images, pixels."""
-    fit: Fit
-
-    def __getitems__(self, ids: Ids) -> Loaded | DataError:
-        """The samples ``ids`` (B,). An error is returned, not raised: DataLoader would wrap it in
-        a worker's traceback."""
-        try:
-            return self._load(ids)
-        except DataError as error:
-            return error
-
-    def _load(self, ids: Ids) -> Loaded:
-        fields = fields_of(self.reader.manifest.fields)
-        samples = [self._decode(sample, fields) for sample in ids.tolist()]
-        try:
-            stacked = {
-                name: stack(kind, [sample[name] for sample in samples])
-                for name, kind in fields.items()
-            }
-        except DataError as error:
-            raise DataError(f"{self.reader.folder}: {error}") from None
-        return stacked, torch.from_numpy(ids)
-
-    def _decode(self, sample: int, fields: Mapping[str, Kind]) -> dict[str, Array]:
-        values: dict[str, Array] = {}
-        for extension, data in self.reader.read(sample).items():
-            name, kind = field_of(extension) or ("", None)
-            if kind is None:
-                continue
-            try:
-                values[name] = decode_member(kind, data, self.channels, self.resolution, self.fit)
-            except DataError as error:
-                raise DataError(
-                    f"{self.reader.place(sample)}, member .{extension}: {error}; mend it and pack "
-                    "the data again"
-                ) from None
-        if len(values) < len(fields):
-            missing = ", ".join(name for name in fields if name not in values)
-            raise DataError(
-                f"{self.reader.place(sample)} has no {missing}, which other samples have: add it "
-                "or leave the sample out, and pack the data again"
-            )
-        return values
+PIPED = 2**20
+"""Bytes below which a worker sends through its pipe, as many batches as fit: that is cheaper than
+shared memory, and than a message a batch."""
+MOST_PIPED = 8
+"""Batches sent at once."""
 
 
 def load(
-    samples: Samples, batches: Iterable[Ids], workers: int, device: torch.device
+    source: Source, requests: Iterable[Request], workers: int, device: torch.device
 ) -> Iterator[Loaded]:
-    """The batches of ids in their order, as tensors on ``device``; ends with ``batches``."""
+    """The batches in the order of ``requests``; ends with them. Pinned where ``device`` is CUDA."""
+    if workers == 0:
+        for request in requests:
+            yield source.load(request)
+        return
     on_cuda = device.type == "cuda"
     loader = DataLoader(
-        samples,
-        batch_sampler=_Lists(batches),
+        _Groups(source, on_cuda),
+        batch_sampler=_Lists(_grouped(requests, source.row_bytes, 1 if on_cuda else MOST_PIPED)),
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=on_cuda,
         worker_init_fn=_start_worker,
+        # connections don't survive a fork
+        multiprocessing_context="spawn" if source.is_remote else None,
         generator=torch.Generator(),  # else every iterator draws from the global one
     )
-    for loaded in loader:
-        if isinstance(loaded, DataError):
-            raise loaded
-        fields, ids = loaded
-        if on_cuda:
-            fields = {name: value.to(device, non_blocking=True) for name, value in fields.items()}
-        yield fields, ids
+    for group in loader:
+        for loaded in group:
+            if isinstance(loaded, DataError):
+                raise loaded
+            yield loaded
+
+
+class ToDevice:
+    """Turns loaded batches into tensors on a device.
+
+    On CUDA they travel on a stream of their own while the device computes: the host is ahead of
+    it, so nothing has to be fetched early.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies: Any = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __call__(self, loaded: Loaded) -> dict[str, Tensor]:
+        fields = {name: torch.as_tensor(value) for name, value in loaded.fields.items()}
+        if self._copies is None:
+            return {name: value.to(self._device) for name, value in fields.items()}
+        with torch.cuda.stream(self._copies):
+            pinned = [
+                value if value.is_pinned() else value.pin_memory() for value in fields.values()
+            ]
+            moved = [v.to(self._device, non_blocking=True).contiguous() for v in pinned]
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._copies)
+        for value in moved:
+            value.record_stream(current)  # else the copies' stream could reuse its memory too early
+        return dict(zip(fields, moved, strict=True))
 
 
 def worker_count(workers: int, device: torch.device) -> int:
@@ -112,14 +96,47 @@ def worker_count(workers: int, device: torch.device) -> int:
     return max(1, min(8, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
+def _grouped(requests: Iterable[Request], row_bytes: int, most: int) -> Iterator[Sequence[Request]]:
+    """As many requests together as may be sent at once."""
+    requests = iter(requests)
+    for first in requests:
+        size = max(1, row_bytes * len(first.ids))
+        yield [
+            first,
+            *itertools.islice(requests, min(most, PIPED // size) - 1 if size < PIPED else 0),
+        ]
+
+
+@dataclass(frozen=True)
+class _Groups(Dataset[Any]):
+    """A map-style data set for torch's DataLoader, whose unit is a group of batches."""
+
+    source: Source
+    shared: bool
+
+    def __getitems__(self, requests: Sequence[Request]) -> list[Loaded | DataError]:
+        return [self._load(request) for request in requests]
+
+    def _load(self, request: Request) -> Loaded | DataError:
+        """An error is returned, not raised: DataLoader would wrap it in a worker's traceback."""
+        try:
+            loaded = self.source.load(request)
+        except DataError as error:
+            return error
+        if not self.shared and sum(value.nbytes for value in loaded.fields.values()) < PIPED:
+            arrays = {name: np.asarray(value) for name, value in loaded.fields.items()}
+            return replace(loaded, fields=arrays)
+        return loaded
+
+
 class _Lists(torch.utils.data.Sampler[list[int]]):
     """DataLoader's batch sampler over what it takes for lists."""
 
-    def __init__(self, batches: Iterable[Ids]) -> None:
-        self.batches = batches
+    def __init__(self, groups: Iterable[Sequence[Request]]) -> None:
+        self.groups = groups
 
     def __iter__(self) -> Iterator[Sequence[int]]:  # type: ignore[override]
-        return iter(self.batches)  # type: ignore[arg-type]
+        return iter(self.groups)  # type: ignore[arg-type]
 
 
 def _as_it_is(loaded: Any) -> Any:
@@ -129,6 +146,7 @@ def _as_it_is(loaded: Any) -> Any:
 def _start_worker(number: int) -> None:
     """Signals that ask a run to save and stop reach every process of a job step; the workers must
     live on until their own rank has saved. Only their rank may terminate them."""
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from genus.data.decode import fields_of
+from genus.data.store import Store, UnreadableError
 from genus.errors import DataError
 
 MANIFEST = "manifest.json"
+_SHARD_FIELDS = ("url", "nsamples", "filesize", "checksum", "indexsize")
+_TOKEN_FIELDS = ("tokens", "vocabulary", "dtype", "end", "tokenizer")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name in the folder, samples, bytes and sha256."""
+    """One file: its name in the folder, samples, bytes and sha256."""
 
     url: str
     nsamples: int
     filesize: int
     checksum: str
+    indexsize: int = 0
+    """Bytes of its index; 0: not known."""
 
     @property
     def index(self) -> str:
         """The name of its index."""
-        return f"{self.url.removesuffix('.tar')}.index.npz"
+        return f"{self.url.rpartition('.')[0]}.index.npz"
 
 
 @dataclass(frozen=True)
@@ -49,32 +53,41 @@ class Manifest:
     width: int
     """Pixels; 0 where the images differ."""
     total: int
-    """Samples."""
+    """Samples; of token data 0, since windows depend on their length."""
+    tokens: int = 0
+    """Tokens of a token data set, whose shards' nsamples count tokens; 0 for tar shards."""
+    vocabulary: int = 0
+    """Tokens are 0..vocabulary-1."""
+    dtype: str = ""
+    """Of the stored tokens: uint16 or uint32."""
+    end: int = -1
+    """The token that ends a document; -1: none."""
+    tokenizer: str = ""
+    """"bytes", or the sha256 of tokenizer.json."""
 
     def fingerprint(self) -> str:
         """A hash of all content and its order; the same wherever the folder lies."""
         text = json.dumps([[s.nsamples, s.checksum] for s in self.shards])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def save(self, folder: Path) -> None:
+    def save(self, store: Store) -> None:
         """Write manifest.json, atomically."""
         body = asdict(self)
         shards = body.pop("shards")
+        if not self.tokens:
+            body = {key: value for key, value in body.items() if key not in _TOKEN_FIELDS}
         body = {"__kind__": "wids-shard-index-v1", "wids_version": 1, **body, "shardlist": shards}
-        temporary = folder / f".{MANIFEST}.new"
-        temporary.write_text(json.dumps(body, indent=1) + "\n")
-        temporary.replace(folder / MANIFEST)
+        store.write(MANIFEST, (json.dumps(body, indent=1) + "\n").encode())
 
     @staticmethod
-    def load(folder: Path) -> Manifest:
-        """Read a folder's manifest. DataError where it is missing or not one of ours."""
-        path = folder / MANIFEST
+    def load(store: Store) -> Manifest:
+        """Read a data set's manifest. DataError where it is missing or not one of ours."""
         try:
-            body: dict[str, Any] = json.loads(path.read_text())
+            body: dict[str, Any] = json.loads(read_made(store, MANIFEST))
             return Manifest(
                 name=body["name"],
                 shards=tuple(
-                    Shard(s["url"], s["nsamples"], s["filesize"], s["checksum"])
+                    Shard(**{name: s[name] for name in _SHARD_FIELDS if name in s})
                     for s in body["shardlist"]
                 ),
                 fields=body["fields"],
@@ -84,12 +97,25 @@ class Manifest:
                 height=body["height"],
                 width=body["width"],
                 total=body["total"],
+                **{name: body[name] for name in _TOKEN_FIELDS if name in body},
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UnreadableError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"can't read {path} ({type(error).__name__}: {error}): make it again with "
-                f"'genus data index {folder}'"
+                f"can't read {store.url}/{MANIFEST} ({type(error).__name__}: {error}): make it "
+                f"again with 'genus data index {store.url}'"
             ) from None
+
+
+def read_made(store: Store, name: str) -> bytes:
+    """All of a file that ``genus data index`` makes; UnreadableError, saying so."""
+    try:
+        return store.read_all(name)
+    except UnreadableError as error:
+        raise UnreadableError(
+            f"{error}. (Shards made elsewhere get it by 'genus data index {store.url}')"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,8 @@ class DataInfo:
     channels: int
     """Of an image: 1 or 3; 0 without images."""
     resolution: int
-    """Side of the images as the stream serves them, in pixels; 0 without images."""
+    """Side of the images as the stream serves them, in pixels (with buckets: the side of the square
+    of about their area); 0 without images."""
     classes: int
     """Number of classes; 0 without labels."""
     class_names: tuple[str, ...]
@@ -111,7 +138,13 @@ class DataInfo:
     fields: tuple[str, ...]
     """Names of the batch's fields."""
     fingerprint: str
-    """Hash of the data set's content."""
+    """Hash of the data sets' content, their shares and the length of windows."""
+    vocabulary: int = 0
+    """Of tokens; 0 without tokens."""
+    length: int = 0
+    """Of a window of tokens, which serves one more; 0 without tokens."""
+    dropped: int = 0
+    """Tokens an epoch at the ends of shards that are in no window."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
@@ -124,23 +157,72 @@ class DataInfo:
         return DataInfo(**{**body, **lists})
 
 
-def info_of(manifest: Manifest, url: str, size: int) -> DataInfo:
-    """What a stream serves with images of side ``size`` (0: as stored, which must be square)."""
-    fields = fields_of(manifest.fields)
-    if "image" in fields and not size and manifest.height == 0:
-        raise DataError(f"the images of {url} differ in size: set data.size (and data.fit)")
-    if not size and manifest.height != manifest.width:
-        raise DataError(
-            f"the images of {url} are {manifest.height} high and {manifest.width} wide: set "
-            "data.size (and data.fit) for squares"
-        )
+def info_of(
+    manifests: Sequence[Manifest], url: str, size: int, weights: Sequence[float] = ()
+) -> DataInfo:
+    """What a stream serves from one or more data sets, with images of side ``size`` (0: as stored,
+    which must be square) or token windows of that length. DataError where they don't go together.
+    """
+    first = manifests[0]
+    for other in manifests[1:]:
+        _check_alike(first, other)
+    fields = ("tokens", "document") if first.tokens else tuple(fields_of(first.fields))
+    if first.tokens and size < 1:
+        raise DataError(f"{url} holds tokens: set data.size to the length of a window")
+    if "image" in fields and not size:
+        size = _stored_size(manifests, url)
+    samples, dropped = [m.total for m in manifests], 0
+    if first.tokens:
+        shards = [[max(0, s.nsamples - 1) // size for s in m.shards] for m in manifests]
+        samples = [sum(windows) for windows in shards]
+        served = sum(n * size + 1 for windows in shards for n in windows if n)
+        dropped = sum(m.tokens for m in manifests) - served
     return DataInfo(
         url=url,
-        samples=manifest.total,
-        channels=manifest.channels,
-        resolution=(size or manifest.height) if "image" in fields else 0,
-        classes=len(manifest.classes),
-        class_names=manifest.classes,
-        fields=tuple(fields),
-        fingerprint=manifest.fingerprint(),
+        samples=sum(samples),
+        channels=max(manifest.channels for manifest in manifests),
+        resolution=size if "image" in fields else 0,
+        classes=len(first.classes),
+        class_names=first.classes,
+        fields=fields,
+        fingerprint=_fingerprint(manifests, weights, size if first.tokens else 0),
+        vocabulary=first.vocabulary,
+        length=size if first.tokens else 0,
+        dropped=dropped,
     )
+
+
+def _check_alike(first: Manifest, other: Manifest) -> None:
+    for what, one, two in (
+        ("fields", sorted(fields_of(first.fields)), sorted(fields_of(other.fields))),
+        ("classes", first.classes, other.classes),
+        ("vocabulary", first.vocabulary, other.vocabulary),
+        ("tokenizer", first.tokenizer, other.tokenizer),
+    ):
+        if one != two:
+            raise DataError(
+                f"{first.name} and {other.name} can't be mixed: the {what} of one are {one}, "
+                f"of the other {two}"
+            )
+
+
+def _stored_size(manifests: Sequence[Manifest], url: str) -> int:
+    sizes = {(manifest.height, manifest.width) for manifest in manifests}
+    height, width = next(iter(sizes))
+    if len(sizes) > 1 or height == 0:
+        raise DataError(f"the images of {url} differ in size: set data.size (and data.fit)")
+    if height != width:
+        raise DataError(
+            f"the images of {url} are {height} high and {width} wide: set data.size (and data.fit) "
+            "for squares"
+        )
+    return height
+
+
+def _fingerprint(manifests: Sequence[Manifest], weights: Sequence[float], length: int) -> str:
+    """One data set's own, or a hash of all that decides which samples there are."""
+    own = [manifest.fingerprint() for manifest in manifests]
+    if len(own) == 1 and not length:
+        return own[0]
+    text = json.dumps([own, [*weights], length])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

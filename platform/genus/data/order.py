@@ -12,7 +12,9 @@ of ``Generator.permutation``, and a run may be resumed under another numpy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,26 @@ Ids = NDArray[np.int64]
 
 MAX_LANES = 64
 """Lanes where the config leaves their number open: enough for 64 processes."""
+
+
+FORWARD = 16
+"""Epochs in which a lane looks for readable samples; where it finds none, little is left."""
+
+
+class Lanes(Protocol):
+    """What comes when, in each of several lanes: one data set's ``Order``, or a ``Mixture``."""
+
+    lanes: int
+    samples: int
+
+    def ids(self, lane: int, start: int, stop: int) -> Ids:
+        """(stop - start,) sample ids at the positions start:stop of a lane."""
+
+    def shards(self, lane: int, start: int, stop: int) -> Ids:
+        """Numbers of the shards that the windows around the positions start:stop touch, sorted."""
+
+    def alternatives(self, lane: int, position: int) -> Iterator[int]:
+        """Ids that may stand in for the sample at a position, nearest first; ends."""
 
 
 class Order:
@@ -39,8 +61,10 @@ class Order:
             raise DataError(f"data.window={window}: a window holds at least 1 sample")
         if not 1 <= lanes <= self.samples:
             raise DataError(f"{lanes} lanes for {self.samples} samples: set data.lanes to fewer")
-        self._row = lru_cache(maxsize=2)(self._row_of_shards)  # lanes straddle two epochs at most
-        self._windows: dict[int, tuple[tuple[int, int], Ids]] = {}
+        self._row = lru_cache(maxsize=4)(
+            self._row_of_shards
+        )  # lanes straddle epochs, and look ahead
+        self._window = lru_cache(maxsize=lanes + 1)(self._permuted_window)
 
     def length(self, lane: int) -> int:
         """Samples of a lane in an epoch; lanes differ by at most one."""
@@ -59,22 +83,49 @@ class Order:
             start += len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
+    def shards(self, lane: int, start: int, stop: int) -> Ids:
+        """Numbers of the shards that the windows around the positions start:stop touch, sorted; of
+        an epoch at most."""
+        found = []
+        length = self.length(lane)
+        stop = min(stop, start + length)
+        while start < stop:
+            epoch, offset = divmod(start, length)
+            number = offset // self.window
+            first, last = self._bounds(lane, number)
+            shards, starts = self._row(epoch)
+            found.append(shards[_nth(starts, first) : _nth(starts, last - 1) + 1])
+            start = epoch * length + last - self._cut(lane)
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    def alternatives(self, lane: int, position: int) -> Iterator[int]:
+        """Ids that may stand in for the sample at a position: the rest of its window, from half a
+        window on (so that it seldom meets itself in one batch), then the lane's later windows."""
+        epoch, offset = divmod(position, self.length(lane))
+        number, inside = divmod(offset, self.window)
+        own = self._window(lane, epoch, number)
+        yield from np.roll(own, -inside - len(own) // 2).tolist()
+        windows = -(-self.length(lane) // self.window)
+        for later in range(number + 1, number + 1 + FORWARD * windows):
+            yield from self._window(lane, epoch + later // windows, later % windows).tolist()
+
     def _cut(self, lane: int) -> int:
         return lane * self.samples // self.lanes
 
-    def _window(self, lane: int, epoch: int, number: int) -> Ids:
-        """The ids of a whole window, permuted; the last one of each lane is kept."""
-        known = self._windows.get(lane)
-        if known is not None and known[0] == (epoch, number):
-            return known[1]
+    def _bounds(self, lane: int, number: int) -> tuple[int, int]:
+        """First place of a window in the row of samples, and the place after its last."""
         start = self._cut(lane) + number * self.window
-        stop = min(start + self.window, self._cut(lane + 1))
+        return start, min(start + self.window, self._cut(lane + 1))
+
+    def _permuted_window(self, lane: int, epoch: int, number: int) -> Ids:
+        """The ids of a whole window, permuted."""
+        start, stop = self._bounds(lane, number)
         shards, starts = self._row(epoch)
-        place = start + permutation(stop - start, self.seed, "window", epoch, lane, number)
-        nth = np.searchsorted(starts, place, side="right") - 1
-        ids = self.first_ids[shards[nth]] + place - starts[nth]
-        self._windows[lane] = (epoch, number), ids
-        return ids
+        own = slice(_nth(starts, start), _nth(starts, stop - 1) + 1)
+        shift = self.first_ids[shards[own]] - starts[own]
+        edges = np.append(np.maximum(starts[own], start), stop)
+        ids = np.arange(start, stop) + np.repeat(shift, np.diff(edges))
+        return ids[permutation(stop - start, self.seed, "window", epoch, lane, number)]
 
     def _row_of_shards(self, epoch: int) -> tuple[Ids, Ids]:
         """An epoch's shards in their order, and the place in the row where each of them starts."""
@@ -84,9 +135,22 @@ class Order:
         return shards, np.cumsum(sizes) - sizes
 
 
+def _nth(starts: Ids, place: int) -> int:
+    return int(np.searchsorted(starts, place, side="right")) - 1
+
+
 def permutation(n: int, *key: int | str) -> Ids:
     """A permutation (n,) of 0..n-1 that belongs to ``key``."""
-    return np.argsort(np.random.Philox(key=seed_of(*key)).random_raw(n), kind="stable")
+    words = np.random.Philox(key=seed_of(*key)).random_raw(n)
+    # A stable argsort, twice as fast: numpy sorts 16-bit integers by radix, and two such sorts put
+    # the upper halves of the words in order. That is all of it unless two upper halves are equal.
+    high = (words >> np.uint64(32)).astype(np.uint32)
+    order = np.argsort(high.astype(np.uint16), kind="stable")
+    order = order[np.argsort((high >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
+    high = high[order]
+    if (high[1:] == high[:-1]).any():
+        order = np.argsort(words, kind="stable")
+    return order
 
 
 def lanes_for(batch: int, lanes: int = 0) -> int:

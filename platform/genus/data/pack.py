@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from genus.atomic import new_folder
 from genus.data.decode import IMAGES
 from genus.data.index import image_shape, index_folder
 from genus.data.manifest import Manifest
@@ -54,21 +52,12 @@ def pack(
     all, and is never overwritten: DataError.
     """
     source, out = Path(source), Path(out)
-    if out.exists():
-        raise DataError(f"{out} exists already: remove it or name another folder")
-    data = open_source(source)
-    if data.count == 0:
-        raise DataError(f"{source} holds no images ({', '.join(IMAGES)})")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out) as temporary:
+        data = open_source(source)
+        if data.count == 0:
+            raise DataError(f"{source} holds no images ({', '.join(IMAGES)})")
         _write_shards(data, temporary, shard_size, shuffle_seed)
         manifest = index_folder(temporary, name=name or out.name, classes=classes or data.classes)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     print(f"packed {manifest.total:,} samples in {len(manifest.shards)} shards: {out}")
     return manifest
 
@@ -190,9 +179,3 @@ def _write_shards(data: Source, folder: Path, shard_size: int, seed: int | None)
             if data.labels is not None:
                 sample["cls"] = str(data.labels[number]).encode()
             writer.write(sample)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

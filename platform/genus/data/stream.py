@@ -9,116 +9,181 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genus.data import datasets
+from genus.data.aspect import AspectBuckets
 from genus.data.batch import Batch
-from genus.data.decode import Fit
-from genus.data.loading import Samples, load, worker_count
-from genus.data.manifest import DataInfo, Manifest, info_of
-from genus.data.order import Ids, Order, lanes_for, own_lanes
-from genus.data.reader import Reader
+from genus.data.loading import ToDevice, load, worker_count
+from genus.data.opening import DataConfig, Opened, opened, read_info
+from genus.data.order import Ids, lanes_for, own_lanes
+from genus.data.quarantine import Entry, Quarantine
+from genus.data.source import Loaded, Request
 from genus.draws import Draws, seed_of
 from genus.errors import DataError
 from genus.state import State
 
+__all__ = ["DataConfig", "Stream", "iterate_once", "open_stream", "read_info"]
 
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which data, and how they are served."""
-
-    url: str = "fashion-mnist"
-    """Built-in data set (fashion-mnist, fashion-mnist/test) or a folder by genus data pack."""
-    size: int = 0
-    """Side of the images in pixels; 0: as stored."""
-    fit: Fit = "pad"
-    """pad: centred with 0 around, or cropped, exact pixels; resize: antialiased Lanczos, centre."""
-    flip: bool = False
-    """Mirror each image left to right with probability 1/2."""
-    lanes: int = 0
-    """Lanes of the order, a multiple of any number of processes; 0: train.batch's largest divisor
-    up to 64."""
-    window: int = 16384
-    """Samples of a lane that are shuffled together."""
-    workers: int = -1
-    """Reading processes a rank; -1: none on a CPU, else a core each, at most 8."""
+PLANNED = 64
+"""Batches whose ids are worked out at once."""
 
 
 class Stream:
     """Endless batches of one rank; ``open_stream`` makes it."""
 
     def __init__(
-        self,
-        samples: Samples,
-        info: DataInfo,
-        order: Order,
-        config: DataConfig,
-        batch: int,
-        lanes: range,
-        device: torch.device,
+        self, data: Opened, config: DataConfig, batch: int, lanes: range, device: torch.device
     ) -> None:
-        self.info = info
+        self.info = data.info
         self.position = 0
         """Samples that the run has consumed, on all ranks together."""
         self.batch = batch
         """Samples of a global batch."""
-        self._samples, self._order, self._config = samples, order, config
-        self._lanes, self._device = lanes, device
+        self.ledger: Callable[[Entry], object] = lambda entry: None
+        """Told of each bad sample that this rank meets."""
+        self.quarantine = Quarantine(data.source, config.bad_samples)
+        self._source, self._order, self._seed = data.source, data.order, data.seed
+        self._config, self._lanes, self._device = config, lanes, device
+        self._share = batch // data.order.lanes  # samples of a lane in a batch
+        self._buckets: AspectBuckets | None = None
+        if data.buckets:
+            self._buckets = AspectBuckets(
+                data.order, data.shapes, batch=batch, sizes=data.buckets, seed=data.seed
+            )
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``position`` on, which moves by a global batch as each is handed out."""
-        share = self.batch // self._order.lanes
         expected = self.position
         workers = worker_count(self._config.workers, self._device)
-        for fields, ids in load(self._samples, self._ids_from(expected), workers, self._device):
+        to_device = ToDevice(self._device)
+        planned: deque[Ids] = deque()  # workers run ahead: ids before any substitution
+        for loaded in load(self._source, self._requests(planned), workers, self._device):
             if self.position != expected:
                 raise RuntimeError("the stream was moved while it ran: call iter(stream) again")
-            seeds = [seed_of(self._order.seed, expected, lane) for lane in self._lanes]
-            batch = Batch(fields, ids, expected, Draws.of(seeds, share, self._device))
+            loaded = self._mended(loaded, planned.popleft())
+            fields = to_device(loaded)
+            seeds = _LaneSeeds(self._seed, expected, self._lanes)
+            ids = torch.from_numpy(loaded.request.ids)
+            batch = Batch(fields, ids, expected, Draws.of(seeds, self._share, self._device))
             expected += self.batch
             self.position = expected
             yield _flipped(batch) if self._config.flip else batch
 
-    def _ids_from(self, position: int) -> Iterator[Ids]:
-        share = self.batch // self._order.lanes
-        start = position // self._order.lanes
+    # ---- what comes next -------------------------------------------------------------------------
+
+    def _requests(self, planned: deque[Ids]) -> Iterator[Request]:
+        position = self.position
         while True:
-            rows = [self._order.ids(lane, start, start + share) for lane in self._lanes]
-            yield np.concatenate(rows)
-            start += share
+            for ids, size in self._plan(position):
+                planned.append(ids)
+                ids = self.quarantine.replaced(ids, self._order, self._where(position))
+                yield Request(ids, size)
+                position += self.batch
+
+    def _plan(self, position: int) -> Iterator[tuple[Ids, tuple[int, int] | None]]:
+        """Ids of this rank's rows, and their shape, for some batches from ``position`` on."""
+        if self._buckets is not None:
+            ids, size = self._buckets.step(position // self.batch)
+            yield ids[self._lanes.start * self._share : self._lanes.stop * self._share], size
+            return
+        start = position // self._order.lanes
+        stop = start + PLANNED * self._share
+        if self._source.is_remote:
+            ahead = (start, stop), (stop, stop + self._config.window)
+            wanted = [self._order.shards(lane, *part) for part in ahead for lane in self._lanes]
+            self._source.ahead(dict.fromkeys(np.concatenate(wanted).tolist()))
+        lanes = np.stack([self._order.ids(lane, start, stop) for lane in self._lanes])
+        for ids in lanes.reshape(len(lanes), PLANNED, self._share).transpose(1, 0, 2):
+            yield ids.reshape(-1), None
+
+    def _where(self, position: int) -> Callable[[int], tuple[int, int]]:
+        """Row of the batch at ``position`` -> its lane and position in the lane."""
+        start = position // self._order.lanes
+        return lambda row: (self._lanes[row // self._share], start + row % self._share)
+
+    # ---- bad data --------------------------------------------------------------------------------
+
+    def _mended(self, loaded: Loaded, planned: Ids) -> Loaded:
+        """The batch with others in the place of bad samples."""
+        while True:
+            for row, error in loaded.faults.items():
+                bad = int(loaded.request.ids[row])
+                entry = self.quarantine.find(bad, error, self.position)
+                if entry is not None:
+                    self.ledger(entry)
+            if self.quarantine.exhausted:
+                return self._borrowed(loaded)
+            ids = self.quarantine.replaced(planned, self._order, self._where(self.position))
+            read = loaded.request.ids
+            if not loaded.faults and (ids is read or np.array_equal(ids, read)):
+                return loaded
+            loaded = self._source.load(replace(loaded.request, ids=ids))
+
+    def _borrowed(self, loaded: Loaded) -> Loaded:
+        """The run has to end. Alone it does at once; among others this rank must not leave them
+        waiting, so it goes on with what it has until all have agreed to end."""
+        good = [row for row in range(len(loaded.request.ids)) if row not in loaded.faults]
+        if len(self._lanes) == self._order.lanes or not good:
+            self.quarantine.check()
+        ids = loaded.request.ids.copy()
+        ids[list(loaded.faults)] = ids[good[0]]
+        return self._source.load(replace(loaded.request, ids=ids)) if loaded.faults else loaded
+
+    def settle(self, gather: Callable[[Any], list[Any]]) -> Sequence[Entry]:
+        """Agree with all ranks on the bad samples; a collective call. Returns the new ones.
+
+        ``gather`` gives every rank's value to all. DataError where they are too many.
+        """
+        return self.quarantine.settle(gather)
+
+    # ---- state -----------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """Where the run is and by which order; the same on all ranks."""
-        return {
-            "position": self.position,
-            "seed": self._order.seed,
+        """A few integers and the bad samples; all ranks have the same (after ``settle``)."""
+        return {"position": self.position, **self._identity(), "bad": self.quarantine.to_text()}
+
+    def _identity(self) -> State:
+        same: State = {
+            "seed": self._seed,
             "lanes": self._order.lanes,
-            "window": self._order.window,
+            "window": self._config.window,
             "fingerprint": self.info.fingerprint,
         }
+        if self._buckets is not None:
+            same |= {"batch": self.batch, "buckets": str(self._buckets.sizes)}
+        return same
 
     def load_state_dict(self, state: State) -> None:
         """Go to a saved position. DataError where another order or other data would follow."""
-        own = self.state_dict()
         remedies = {
-            "fingerprint": f"data.url={self.info.url} is another data set than the run began with",
+            "fingerprint": f"data.url={self.info.url} is other data than the run began with",
             "lanes": f"set data.lanes={state['lanes']} and a train.batch that is a multiple of it",
             "window": f"set data.window={state['window']}",
             "seed": f"set run.seed={state['seed']}",
+            "batch": f"set train.batch={state.get('batch')}: buckets are planned for one batch",
+            "buckets": "set data.size and data.bucket_step as they were",
         }
+        own = self._identity()
         for name, remedy in remedies.items():
-            if own[name] != state[name]:
+            if own.get(name) != state.get(name):
                 raise DataError(
-                    f"can't go on with this run's data: its {name} is {state[name]}, here it is "
-                    f"{own[name]}; {remedy}, or begin a new run"
+                    f"can't go on with this run's data: its {name} is {state.get(name)}, here it "
+                    f"is {own.get(name)}; {remedy}, or begin a new run"
                 )
-        self.position = int(str(state["position"]))
+        self.position = int(state["position"])
+        self.quarantine.from_text(str(state.get("bad", '{"samples": [], "shards": []}')))
+        if self.quarantine.exhausted:
+            raise DataError(
+                f"this run has put up with {self.quarantine.count} bad samples: set "
+                f"data.bad_samples to that or more, not {self.quarantine.budget}"
+            )
 
 
 def open_stream(
@@ -137,17 +202,7 @@ def open_stream(
     """
     lanes = lanes_for(batch, config.lanes)
     own = own_lanes(lanes, rank, world)
-    samples, info = _open(config)
-    order = Order(samples.reader.sizes, lanes=lanes, window=config.window, seed=seed)
-    return Stream(samples, info, order, config, batch, own, torch.device(device))
-
-
-def read_info(config: DataConfig, *, fetch: bool = True) -> DataInfo:
-    """What a stream of this config will serve, from the manifest alone.
-
-    DataError where the data can't be read, or are not here and ``fetch`` is False.
-    """
-    return info_of(Manifest.load(datasets.resolve(config.url, fetch)), config.url, config.size)
+    return Stream(opened(config, lanes, seed), config, batch, own, torch.device(device))
 
 
 def iterate_once(
@@ -165,30 +220,46 @@ def iterate_once(
     Each rank takes a consecutive part. ``batch`` is global: batches have at most batch/world rows
     (one more where ``limit`` can't be shared evenly), and all ranks have the same number of
     batches, none of them empty. Draws are keyed by (seed, sample id), so they depend on neither
-    batch nor world.
+    batch nor world. DataError at the first bad sample: a figure over other data would mislead.
     """
-    samples, _ = _open(config)
-    total = samples.reader.manifest.total
+    where = torch.device(device)
+    source = opened(config, 1, seed).source
+    total = int(source.sizes.sum())
     count = total if limit is None else min(limit, total)
     if batch < world or count < world:
         raise DataError(f"{count} samples in batches of {batch} can't be shared by {world} ranks")
     start, stop = rank * count // world, (rank + 1) * count // world
     steps = math.ceil(count // world / (batch // world))
     cuts = [start + i * (stop - start) // steps for i in range(steps + 1)]
-    parts = [np.arange(a, b, dtype=np.int64) for a, b in itertools.pairwise(cuts)]
-    where = torch.device(device)
-    for fields, ids in load(samples, parts, worker_count(config.workers, where), where):
-        numbers = ids.tolist()
-        draws = Draws.of([seed_of(seed, "once", number) for number in numbers], 1, where)
-        yield Batch(fields, ids, numbers[0], draws)
+    parts = [Request(np.arange(a, b, dtype=np.int64)) for a, b in itertools.pairwise(cuts)]
+    to_device = ToDevice(where)
+    for loaded in load(source, parts, worker_count(config.workers, where), where):
+        for error in loaded.faults.values():
+            raise error
+        ids = loaded.request.ids
+        draws = Draws.of([seed_of(seed, "once", number) for number in ids.tolist()], 1, where)
+        yield Batch(to_device(loaded), torch.from_numpy(ids), int(ids[0]), draws)
 
 
-def _open(config: DataConfig) -> tuple[Samples, DataInfo]:
-    folder: Path = datasets.resolve(config.url)
-    manifest = Manifest.load(folder)
-    info = info_of(manifest, config.url, config.size)
-    samples = Samples(Reader(folder, manifest), info.channels, info.resolution, config.fit)
-    return samples, info
+class _LaneSeeds(Sequence[int]):
+    """Seeds of a batch's lanes, worked out when they are asked for."""
+
+    def __init__(self, seed: int, position: int, lanes: range) -> None:
+        self._key, self._lanes = (seed, position), lanes
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        if isinstance(index, slice):
+            return _LaneSeeds(*self._key, self._lanes[index])
+        return seed_of(*self._key, self._lanes[index])
 
 
 def _flipped(batch: Batch) -> Batch:

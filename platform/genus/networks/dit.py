@@ -153,6 +153,12 @@ class DiT(nn.Module):
         """x (B, C, H, W), noise (B,), label (B,) int64 or None -> (B, C_out, H, W)."""
         conditioning = self.conditioning(noise, label)
         rows, p = x.shape[2] // self.patch, self.patch
+        if x.shape[2] != x.shape[3] or rows**2 != self.positions.shape[-2]:
+            raise ConfigError(
+                f"dit: made for images of {round(self.positions.shape[-2] ** 0.5) * p} px, got "
+                f"{x.shape[2]}x{x.shape[3]}: its positions are fixed; set data.bucket_step=0, or "
+                "take network=UNetConfig"
+            )
         patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
         tokens = self.embed(patches) + self.positions
         for block in self.blocks:

@@ -66,9 +66,14 @@ class UNetConfig:
             out_channels=out_channels,
         )
 
+    @property
+    def factor(self) -> int:
+        """The images' sides must be multiples of it."""
+        return self.patch << (len(self.mults) - 1)
+
     def grids(self, resolution: int) -> tuple[int, ...]:
         """The levels' resolutions, finest first; ConfigError where the data's does not divide."""
-        factor = self.patch * 2 ** (len(self.mults) - 1)
+        factor = self.factor
         if resolution % factor:
             raise ConfigError(
                 f"unet: resolution {resolution} is not divisible by {factor} (patch {self.patch} x "
@@ -154,6 +159,7 @@ class UNet(nn.Module):
         config.check(resolution)
         style = STYLES[config.style]
         self.patch = config.patch
+        self.factor = config.factor
         width, embedding = config.channels, 4 * config.channels
         groups = groups_of(width)
 
@@ -232,6 +238,11 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), noise (B,), label (B,) int64 or None -> (B, C_out, H, W), contiguous."""
+        if x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ConfigError(
+                f"unet: images of {x.shape[2]}x{x.shape[3]} px do not divide by {self.factor}: "
+                f"make data.bucket_step a multiple of {self.factor}"
+            )
         embedding = self.conditioning(noise, label)
         x = self.stem(F.pixel_unshuffle(x, self.patch))
         kept = [x]

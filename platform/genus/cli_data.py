@@ -1,0 +1,114 @@
+"""``genus data``: getting data sets into shards, and looking at them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_data_commands(commands: Any) -> None:
+    """``commands`` is argparse's subparsers object."""
+    fetch = commands.add_parser("fetch", help="get a built-in data set and pack it into shards")
+    fetch.add_argument("name", help="fashion-mnist")
+    fetch.add_argument("--root", type=Path, help="where to put it (default: $GENUS_DATA or ./data)")
+    fetch.add_argument(
+        "--source", type=Path, help="folder with the original files, if you have them"
+    )
+    fetch.set_defaults(run=_fetch)
+
+    pack = commands.add_parser("pack", help="pack a folder of images, an .npz or idx files")
+    pack.add_argument(
+        "source", type=Path, help="folder (sub-folders are classes), .npz, or idx file"
+    )
+    pack.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    pack.add_argument("--shard-size", type=int, default=1000, help="samples a shard")
+    pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle before packing")
+    pack.set_defaults(run=_pack)
+
+    text = commands.add_parser("pack-text", help="pack UTF-8 text or .jsonl files as tokens")
+    text.add_argument("files", type=Path, nargs="+")
+    text.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    text.add_argument(
+        "--tokenizer", default="bytes", help="'bytes', or a Hugging Face tokenizer.json"
+    )
+    text.add_argument("--end", default="", help="the tokenizer's token that ends a document")
+    text.add_argument("--separator", default="", help="what separates documents within a file")
+    text.add_argument("--field", default="text", help="the text in a line of a .jsonl file")
+    text.set_defaults(run=_pack_text)
+
+    index = commands.add_parser("index", help="index webdataset shards made elsewhere")
+    index.add_argument("url", help="folder or bucket with *.tar; the index is written beside them")
+    index.set_defaults(run=_index)
+
+    verify = commands.add_parser("verify", help="check every byte of a data set")
+    verify.add_argument("url", help="folder, bucket or built-in data set")
+    verify.add_argument("--decode", action="store_true", help="decode every image as well")
+    verify.add_argument("--workers", type=int, help="shards at once (default: the machine's cores)")
+    verify.set_defaults(run=_verify)
+
+    inspect = commands.add_parser("inspect", help="counts, fields, sizes, and a sheet of images")
+    inspect.add_argument("url", help="folder, bucket or built-in data set")
+    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="draw a contact sheet there")
+    inspect.add_argument("--n", type=int, default=64, help="images on the sheet")
+    inspect.set_defaults(run=_inspect)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from genus.data.datasets import fetch
+
+    fetch(arguments.name, arguments.root, arguments.source)
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from genus.data.pack import pack
+
+    pack(
+        arguments.source,
+        arguments.out,
+        shard_size=arguments.shard_size,
+        shuffle_seed=arguments.seed,
+    )
+
+
+def _pack_text(arguments: argparse.Namespace) -> None:
+    from genus.data.pack_tokens import pack_text
+
+    pack_text(
+        arguments.files,
+        arguments.out,
+        tokenizer=arguments.tokenizer,
+        end=arguments.end,
+        separator=arguments.separator,
+        field=arguments.field,
+    )
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from genus.data.index import index_folder
+
+    with tqdm(unit=" shards", disable=not sys.stderr.isatty()) as bar:
+        manifest = index_folder(arguments.url, progress=lambda shard: bar.update())
+    print(f"{arguments.url}: {manifest.total:,} samples in {len(manifest.shards)} shards")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from genus.data.verify import verify
+
+    faults = verify(arguments.url, arguments.workers, decode=arguments.decode)
+    for fault in faults:
+        print(fault)
+    print(f"{arguments.url}: {len(faults)} faults" if faults else f"{arguments.url}: sound")
+    return 1 if faults else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from genus.data.inspect import contact_sheet, inspect
+
+    print(inspect(arguments.url))
+    if arguments.sheet is not None:
+        count = contact_sheet(arguments.url, arguments.sheet, arguments.n)
+        print(f"\n{arguments.sheet}: {count} images")
