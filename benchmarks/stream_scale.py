@@ -1,10 +1,11 @@
-"""What the order costs at scale: opening, seeking and planning, without reading a sample.
+"""What scale costs: opening, seeking, planning, and reading from many shards at once.
 
     python benchmarks/stream_scale.py [--quick] [--json]
 
 No peer is in it: each row has a goal of its own, in milliseconds, MiB or nanoseconds; ``ratio`` is
-ours over the goal. The data sets are manifests whose shards are not there. Times are the slowest
-of several tries, each with a new order, at random positions: nothing is kept from one to the next.
+ours over the goal. The data sets are manifests whose shards are not there, but for reading: there
+they are the test data's eight shards under many names. Times to open and seek are the slowest of
+several tries, each with a new order, at random positions: nothing is kept from one to the next.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from genus.data.manifest import Manifest, Shard
 from genus.data.order import Order
+from genus.data.reader import Reader
 from genus.data.store import Folder
 from genus.data.stream import DataConfig, open_stream
 
 LANES, SHARD = 64, 1000
+SMALL = Path(__file__).parents[1] / "tests" / "data" / "fashion-1000"
 Row = tuple[str, float, str, float]
 """What, value, unit, goal."""
 
@@ -105,6 +109,27 @@ def planning(share: float) -> Iterator[Row]:
     yield f"{what}: time a sample", 1e9 * seconds / stop, "ns", 1000.0
 
 
+def reading(folder: Path, shards: int) -> float:
+    """Microseconds to read a random sample out of ``shards`` shards."""
+    folder.mkdir()
+    few = Manifest.load(Folder(SMALL))
+    many = [replace(few.shards[n % 8], url=f"{n:06}.tar") for n in range(shards)]
+    for number, shard in enumerate(many):
+        source = few.shards[number % 8]
+        (folder / shard.url).symlink_to(SMALL / source.url)
+        (folder / shard.index).symlink_to(SMALL / source.index)
+    manifest = replace(few, shards=tuple(many), total=sum(shard.nsamples for shard in many))
+    reader = Reader([(Folder(folder), manifest)])
+    generator = np.random.default_rng(0)
+    batches = [generator.integers(0, manifest.total, 64) for _ in range(2000)]
+    for ids in batches[:1000]:  # until every shard is open
+        reader.read(ids)
+    start = time.perf_counter()
+    for ids in batches[1000:]:
+        reader.read(ids)
+    return 1e6 * (time.perf_counter() - start) / 64_000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer tries, a part of an epoch")
@@ -113,6 +138,9 @@ def main() -> None:
     tries = 5 if options.quick else 20
     with tempfile.TemporaryDirectory() as folder:
         rows = [*opening(Path(folder), tries), *seeking(tries)]
+        few, many = (reading(Path(folder) / str(shards), shards) for shards in (8, 1088))
+        what = "read out of 1,088 shards at once (64 lanes on 1 process)"
+        rows.append((f"{what}, for {few:.1f} us out of 8 shards", many, "us", 3 * few))
     rows += planning(0.05 if options.quick else 1.0)
     for what, value, unit, goal in rows:
         if options.json:

@@ -19,6 +19,11 @@ class AgreedDataError(DataError):
     """Raised by all ranks together: one of them says it."""
 
 
+class MachineError(GenusError):
+    """What this machine lacks (file descriptors, memory, room on its disks): no fault of the data,
+    so it ends the run and is never made up for."""
+
+
 class CheckpointError(GenusError):
     """A checkpoint that can't be written or read."""
 

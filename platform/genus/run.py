@@ -110,7 +110,11 @@ class Run:
         """Append to the ledger of bad samples, which exists once there are any."""
         if self._bad_samples is None:
             path = self.folder / "bad-samples" / f"rank-{self.world.rank}.jsonl"
-            self._bad_samples = Journal(path)
+            try:
+                self._bad_samples = Journal(path)
+            except OSError as error:  # as with other journals: no reason to end the run
+                print(f"can't write to {path}: {error}", file=sys.stderr, flush=True)
+                return
         self._bad_samples.write(entry)
 
     def progress(self, samples: int, total: int, text: str) -> None:

@@ -93,12 +93,14 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 
 def read_bad_samples(run: Path) -> list[dict[str, Any]]:
     """The ledger of bad samples and shards, each once: what several ranks met, or a run met again
-    after a kill, counts as first met."""
+    after a kill, counts as first met; a shard counts for all of its samples."""
     found: dict[tuple[Any, Any], dict[str, Any]] = {}
     for path in sorted((run / "bad-samples").glob("rank-*.jsonl")):
         for row in read_lines(path):
             found.setdefault((row.get("shard"), row.get("sample")), row)
-    return sorted(found.values(), key=lambda row: row["samples"])
+    whole = {shard for shard, sample in found if sample is None}
+    rows = [row for (shard, sample), row in found.items() if sample is None or shard not in whole]
+    return sorted(rows, key=lambda row: row["samples"])
 
 
 def _plain(value: Any) -> Any:

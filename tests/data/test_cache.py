@@ -20,7 +20,7 @@ import pytest
 
 from genus.data.cache import PART, THREADS, Cache
 from genus.data.store import Bucket, Folder, Span, UnreadableError
-from genus.errors import DataError
+from genus.errors import DataError, MachineError
 from object_storage import Fault, FaultyProxy, answer, first, silence, slow
 
 KB = 1000
@@ -118,7 +118,8 @@ def test_what_cannot_be_copied_is_said(tmp_path: Path, bucket_url: str) -> None:
     with pytest.raises(DataError, match=r"has 1001 bytes, the cache in .* may hold 1000: give it"):
         cache.fetch(store, "0.tar", 1001, "x")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"can't keep copies .*file .*GENUS_CACHE"):
+    assert (cache.takes(1000), cache.takes(1001)) == (True, False)
+    with pytest.raises(MachineError, match=r"can't keep copies .*file .*GENUS_CACHE"):
         Cache(tmp_path / "file", 1000).fetch(store, "0.tar", 5, "x")
     assert used(cache) == 0
 
@@ -132,7 +133,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     cache = Cache(tmp_path / "cache", 1000 * KB)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(DataError, match=r"/cache \(its disk is full\): make room there"):
+        with pytest.raises(MachineError, match=r"/cache \(its disk is full\): make room there"):
             fetch(cache, origin, 0)
     assert used(cache) == 0
     assert fetch(cache, origin, 0) == content(0)
@@ -177,6 +178,43 @@ def test_open_fetches_again_what_others_evicted(
     os.close(file)
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EACCES, "Permission denied.*another folder"),
+        (errno.EDQUOT, "disk is full"),
+        (errno.EMFILE, "Too many open files.*ulimit -n"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_data(
+    tmp_path: Path,
+    origin: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    message: str,
+) -> None:
+    cache = Cache(tmp_path / "cache", 1000 * KB)
+
+    def lacks(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "truncate", lacks)
+        with pytest.raises(MachineError, match=rf"/cache .*{message}"):
+            fetch(cache, origin, 0)
+    path = cache.fetch(origin, "0.tar", 100 * KB, "sha0")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lacks)
+        with pytest.raises(MachineError, match=rf"/cache .*{message}"):
+            cache.open(origin, "0.tar", 100 * KB, "sha0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lacks)
+        with pytest.raises(MachineError, match=rf"/cache .*{message}"):
+            cache.drop(origin, "0.tar", "sha0")
+    cache.drop(origin, "0.tar", "sha0")
+    assert not path.exists()
+
+
 # ---- ahead ---------------------------------------------------------------------------------------
 
 
@@ -203,6 +241,63 @@ def test_ahead_copies_in_the_background_within_half_of_the_cap(
     for thread in cache._threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_the_processes_of_a_machine_share_that_half(
+    tmp_path: Path, origin: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    cache = Cache(tmp_path / "cache", 1000 * KB)
+    for rank in range(2):  # of 10 files each wants 5 others
+        cache.ahead(wanted(origin, range(5 * rank, 10)))  # type: ignore[arg-type]
+        wait_for(cache, origin, [0, 1, 5, 6][: 2 * rank + 2])
+        assert not cache._queue
+    cache.close()
+
+
+def test_ahead_leaves_out_what_the_cache_cannot_take(tmp_path: Path, origin: Folder) -> None:
+    cache = Cache(tmp_path / "cache", 400 * KB)
+    large = (origin, "9.tar", 401 * KB, "sha9")
+    cache.ahead([large, *wanted(origin, [1, 2])])  # type: ignore[list-item]
+    wait_for(cache, origin, [1, 2])
+    cache.close()
+
+
+def test_a_small_file_does_not_wait_for_a_download_of_another(
+    tmp_path: Path, bucket_url: str, proxy: FaultyProxy
+) -> None:
+    """Two of the files that shared one of 256 locks, of 300 downloads at once."""
+    store, cache = Bucket(bucket_url), Cache(tmp_path / "cache", 10_000 * KB)
+    locks: dict[int, str] = {}
+    for name in (f"{i}.tar" for i in range(10_000)):
+        lock = int(cache._path(store, name, "x").name[:8], 16) % 4096
+        if (other := next((o for o in locks if o % 256 == lock % 256 and o != lock), -1)) >= 0:
+            break
+        locks[lock] = name
+    large = locks[other]
+    for each in (large, name):
+        store.write(each, b"12345")
+    asked, go = threading.Event(), threading.Event()
+
+    def stuck(method: str, path: str, before: int) -> None:
+        if path.endswith(f"/{large}"):
+            asked.set()
+            go.wait(30)
+
+    proxy.schedule = stuck
+    thread = threading.Thread(target=cache.fetch, args=(store, large, 5, "x"))
+    thread.start()
+    small = threading.Thread(target=cache.fetch, args=(store, name, 5, "x"))
+    try:
+        assert asked.wait(20)
+        small.start()
+        small.join(10)
+        assert cache.find(store, name, 5, "x")
+        assert not cache.find(store, large, 5, "x")
+    finally:
+        go.set()
+        thread.join()
+        small.join()
 
 
 def test_ahead_returns_at_once_and_forgets_what_is_no_longer_wanted(

@@ -26,7 +26,7 @@ from genus.data.quarantine import Entry
 from genus.data.store import Folder
 from genus.data.stream import DataConfig, Stream, open_stream
 from genus.data.tokens import TokenWindows
-from genus.errors import DataError
+from genus.errors import AgreedDataError, DataError
 
 FIXED = settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -168,15 +168,15 @@ def test_others_stand_in_for_bad_samples_and_the_ledger_says_so(damaged: str, wo
     assert [a for a, b in zip(ids, order, strict=True) if b not in BAD] == [
         i for i in order if i not in BAD
     ]
-    assert {(e.get("sample"), e.get("shard"), e["count"]) for e in ledger} == {
-        (7, None, 1),
-        (12, None, 1),
+    assert {(e.get("sample"), e["shard"], e["count"]) for e in ledger} == {
+        (7, 0, 1),
+        (12, 1, 1),
         (None, 3, 10),
     }
     for entry in ledger:  # each was met where the order has it
         number = int(entry["samples"])
         assert order[number] in BAD
-        assert ("000003.tar" in str(entry["why"])) == ("shard" in entry)
+        assert ("000003.tar" in str(entry["why"])) == ("sample" not in entry)
     assert stream.quarantine.count == 12
 
 
@@ -222,6 +222,23 @@ def test_all_ranks_end_together(damaged: str) -> None:
             stream.settle(lambda mine: said)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+def test_a_rank_without_any_good_row_goes_on_until_all_know(small: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small, tmp_path / "out"))
+    config = DataConfig(url=str(folder), lanes=2, workers=0)
+    streams = [open_stream(config, batch=2, seed=0, rank=rank, world=2) for rank in range(2)]
+    iterators = [iter(stream) for stream in streams]
+    for iterator in iterators:
+        next(iterator)
+    for shard in folder.glob("*.tar"):
+        shard.write_bytes(b"\0" * shard.stat().st_size)
+    for iterator in iterators:
+        assert len(next(iterator)) == len(next(iterator)) == 1
+    said = [stream.quarantine._fresh for stream in streams]
+    for stream in streams:
+        with pytest.raises(AgreedDataError, match="allows 0"):
+            stream.settle(lambda mine: said)
 
 
 def test_ranks_learn_of_each_others_bad_samples(damaged: str) -> None:
@@ -369,8 +386,8 @@ def test_bucketed_runs_refuse_another_batch_or_step(shapes: str) -> None:
     state = open_stream(config, batch=16, seed=0).state_dict()
     for changed, batch, message in (
         (config, 24, r"set train\.batch=16"),
-        (replace(config, bucket_step=8), 16, r"data\.bucket_step as"),
-        (replace(config, bucket_step=0), 16, r"bucket"),
+        (replace(config, bucket_step=8), 16, r"set data\.bucket_step and data\.size as"),
+        (replace(config, bucket_step=0), 16, r"its buckets is .* here it is none; set data"),
     ):
         with pytest.raises(DataError, match=message):
             open_stream(changed, batch=batch, seed=0).load_state_dict(state)

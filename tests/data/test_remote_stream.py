@@ -13,7 +13,7 @@ from genus.data.manifest import MANIFEST, Manifest
 from genus.data.quarantine import Entry
 from genus.data.store import Bucket, Folder, open_store
 from genus.data.stream import DataConfig, Stream, open_stream
-from genus.errors import DataError
+from genus.errors import DataError, MachineError
 from object_storage import S3, Fault, FaultyProxy, answer, close, cut, delay, first, silence, slow
 
 FASHION = Path(__file__).parent / "fashion-1000"
@@ -102,8 +102,11 @@ def test_large_shards_are_read_by_ranges_until_their_copies_are_there(
     monkeypatch: pytest.MonkeyPatch,
     proxy: FaultyProxy,
 ) -> None:
-    monkeypatch.setattr("genus.data.reader.SMALL_SHARD", 0)
-    assert same(run(open_(config(uploaded))), local)
+    monkeypatch.setattr("genus.data.shards.SMALL_SHARD", 0)
+    stream = open_(config(uploaded))
+    assert same(run(stream), local)
+    held = stream._source.reader.shards.held.values()  # type: ignore[attr-defined]
+    assert any(shard.file >= 0 for shard in held)  # by then copies have come
     proxy.asked.clear()
     assert same(run(open_(config(uploaded, cache_gb=0.0))), local)
     ranges = sum(count for path, count in proxy.asked.items() if path.endswith(".tar"))
@@ -146,6 +149,59 @@ def test_a_damaged_copy_is_fetched_again(
     assert not ledger
     assert shard.read_bytes() == content  # the copy is whole again
     assert sum(path.endswith(".tar") for path in proxy.asked.elements()) >= 2  # a range, the shard
+
+
+def test_a_damaged_copy_of_an_index_is_fetched_again(
+    uploaded: str, s3_environment: S3, local: list[dict[str, torch.Tensor]], own_cache: Path
+) -> None:
+    run(open_(config(uploaded)))
+    index = min(own_cache.glob("*.copy"), key=lambda path: path.stat().st_size)
+    index.write_bytes(b"\0" * index.stat().st_size)
+    stream = open_(config(uploaded))
+    ledger: list[Entry] = []
+    stream.ledger = ledger.append
+    assert same(run(stream), local)
+    assert not ledger
+
+
+def test_a_cache_too_small_for_a_shard_is_passed_by(
+    uploaded: str, s3_environment: S3, local: list[dict[str, torch.Tensor]], own_cache: Path
+) -> None:
+    assert same(run(open_(config(uploaded, cache_gb=2e-5))), local)  # room for indexes only
+    assert sum(path.stat().st_size for path in own_cache.glob("*.copy")) <= 20_000
+
+
+def test_a_full_disk_under_the_cache_ends_the_run_and_is_no_bad_data(
+    uploaded: str, s3_environment: S3, own_cache: Path
+) -> None:
+    own_cache.parent.mkdir(exist_ok=True)
+    own_cache.write_text("a file where the folder should be")
+    with pytest.raises(MachineError, match="GENUS_CACHE"):
+        run(open_(config(uploaded, bad_samples=1000)))
+
+
+def test_a_shard_that_goes_away_within_a_batch_costs_only_itself(
+    uploaded: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENUS_STORE_RETRY_S", "0.2")
+
+    def schedule(method: str, path: str, before: int) -> Fault | None:
+        return answer(404) if path.endswith("000005.tar") and before % 2 else None
+
+    proxy.schedule = schedule
+    stream = open_(config(uploaded, cache_gb=0.0, bad_samples=125))
+    assert len(run(stream)) == STEPS
+    assert stream.quarantine.count == 125
+
+
+def test_buckets_of_shapes_are_copied_ahead_too(
+    uploaded: str, s3_environment: S3, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genus.data.shards.SMALL_SHARD", 0)
+    changes = {"size": 28, "bucket_step": 14, "fit": "resize"}
+    plain = run(open_(config(str(FASHION), **changes)))
+    assert same(run(open_(config(uploaded, **changes))), plain)
+    assert len(list(own_cache.glob("*.copy"))) == 16
 
 
 def test_shards_in_a_bucket_are_indexed_there(bucket_url: str) -> None:

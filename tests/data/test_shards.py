@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import struct
 import subprocess
 import tarfile
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from genus.data.decode import decode_image
-from genus.data.index import ShardIndex, index_folder, index_shard
+from genus.data.index import index_folder, index_shard
 from genus.data.manifest import DataInfo, Manifest, info_of
 from genus.data.pack import pack, read_idx
 from genus.data.reader import Reader
+from genus.data.shard_index import ShardIndex
 from genus.data.store import Folder
 from genus.errors import DataError
 
@@ -95,8 +97,8 @@ def test_shipped_manifest_tells_the_truth() -> None:
             again = index_shard(file, shard.url)
         stored = ShardIndex.load(Folder(FASHION), shard.index)
         assert shard.nsamples == len(again) == 125
-        for name, values in vars(again).items():
-            assert np.array_equal(values, getattr(stored, name)), name
+        for name in ("keys", "extensions", "table"):
+            assert np.array_equal(getattr(again, name), getattr(stored, name)), name
 
 
 def test_shipped_shards_are_mixed() -> None:
@@ -163,7 +165,44 @@ def test_bad_tars_are_named(tmp_path: Path) -> None:
     with tarfile.open(shard, "w") as tar:
         add(tar, "0.cls", b"1")
         add(tar, "0.cls", b"2")
-    with pytest.raises(DataError, match=r"sample 0: two members \.cls"):
+    with pytest.raises(DataError, match=r"sample 0: \.cls and \.cls are the same field"):
+        index_folder(tmp_path)
+
+
+def test_a_damaged_or_cut_header_in_the_middle_is_no_end(tmp_path: Path) -> None:
+    data = bytearray((FASHION / "000000.tar").read_bytes())
+    header = data.index(b"ustar", len(data) // 2) - 257
+    for bad in (data[: header + 100], data[:header] + b"x" + data[header + 1 :]):
+        (tmp_path / "x.tar").write_bytes(bad)
+        with pytest.raises(DataError, match=rf"x\.tar .*byte {header}"):
+            index_folder(tmp_path)
+    (tmp_path / "x.tar").write_bytes(data[:header])  # a tar without its two blocks of zeros
+    assert 0 < index_folder(tmp_path).total < 125
+
+
+def test_two_members_for_one_field_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "0.png", png(random(2, 2)))
+        add(tar, "0.jpg", png(random(2, 2)))
+    with pytest.raises(DataError, match=r"sample 0: \.png and \.jpg are the same field"):
+        index_folder(tmp_path)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "0.txt", b"caption")
+        add(tar, "1.text.npy", b"embedding")
+    with pytest.raises(DataError, match="'text' would hold members of two kinds"):
+        info_of([index_folder(tmp_path)], "x", 0)
+
+
+def test_a_broken_manifest_is_made_anew(tmp_path: Path) -> None:
+    shutil.copy(FASHION / "000000.tar", tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert index_folder(tmp_path).total == 125
+
+
+def test_a_class_number_that_is_a_mistake_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "0.cls", b"10000000000000")
+    with pytest.raises(DataError, match=r"no class number .* below 1,000,000"):
         index_folder(tmp_path)
 
 
@@ -290,6 +329,16 @@ def test_info_round_trip() -> None:
     assert (info.samples, info.channels, info.resolution, info.classes) == (1000, 1, 32, 10)
     assert info.fields == ("image", "label")
     assert DataInfo.from_json(json.loads(json.dumps(info.to_json()))) == info
+
+
+def test_indexes_of_earlier_versions_are_read() -> None:
+    index = ShardIndex.load(Folder(FASHION), "000000.index.npz")
+    names = ("keys", "extensions", "offset", "size", "crc", "shape", "label")
+    older = io.BytesIO()
+    np.savez_compressed(older, **{name: getattr(index, name) for name in names})
+    again = ShardIndex.parse(older.getvalue(), Folder(FASHION), "x")
+    for name in names:
+        assert np.array_equal(getattr(again, name), getattr(index, name)), name
 
 
 def test_missing_manifest_and_index_say_what_to_run(tmp_path: Path) -> None:

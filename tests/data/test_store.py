@@ -19,7 +19,7 @@ import pytest
 
 from genus.data.bucket import PART
 from genus.data.store import Bucket, Folder, Store, UnreadableError, open_store
-from genus.errors import ConfigError, DataError
+from genus.errors import ConfigError, DataError, MachineError
 from object_storage import (
     S3,
     Fault,
@@ -165,6 +165,24 @@ def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UnreadableError, match=r"folder can't be read \(Is a directory\)"):
         Folder(tmp_path).read("folder", 0, 1)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_the_machine_lacks_is_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def lacks(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "0.tar").write_bytes(DATA)
+    monkeypatch.setattr(os, "open", lacks)
+    remedy = "use fewer workers" if number == errno.ENOMEM else "ulimit -n"
+    for read in (
+        lambda: Folder(tmp_path).read("0.tar", 0, 1),
+        lambda: Folder(tmp_path).read_many([("0.tar", 0, 1)]),
+    ):
+        with pytest.raises(MachineError, match=rf"0\.tar can't be read .*{remedy}"):
+            read()
 
 
 # ---- urls and rights -----------------------------------------------------------------------------
@@ -371,6 +389,74 @@ def test_one_bad_file_does_not_hurt_the_others(bucket_url: str, proxy: FaultyPro
     assert found == [DATA[3:99]] * 39
 
 
+def test_a_dead_server_costs_the_retry_time_once(
+    bucket_url: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files are asked for, in a batch or one after the other."""
+    monkeypatch.setenv("GENUS_STORE_RETRY_S", "1")
+    monkeypatch.setenv("GENUS_STORE_TIMEOUT_S", "100")
+    monkeypatch.setattr("genus.data.bucket.DEAD_STALL", 0.2)
+    store = Bucket(bucket_url)
+    store.write("0.tar", DATA)
+    proxy.schedule = first(1000, close())
+    while not store._is_dead:  # they give up where the next pause would be too long
+        found = store.read_many([(f"{i}.tar", 0, 9) for i in range(64)])
+        assert all(isinstance(one, UnreadableError) for one in found)
+    proxy.asked.clear()
+    for i in range(64, 70):
+        with pytest.raises(UnreadableError, match=r"broke off like all else for \d+ s; try again"):
+            store.read(f"{i}.tar", 0, 9)
+    proxy.schedule = first(1000, silence())  # 100 seconds each, would they wait as ever
+    found = store.read_many([(f"{i}.tar", 0, 9) for i in range(70, 110)])
+    assert all("no answer in time like all else" in str(one) for one in found)
+    assert set(proxy.asked.values()) == {1}
+    assert len(proxy.asked) == 46
+    proxy.schedule = lambda *_: None
+    assert store.read("0.tar", 0, 9) == DATA[:9]  # it is back
+    assert not store._is_dead
+    proxy.asked.clear()
+    proxy.schedule = first(2, answer(503))
+    assert store.read("0.tar", 0, 9) == DATA[:9]
+    assert proxy.asked.total() == 3
+
+
+def test_a_bad_file_among_good_ones_has_all_of_its_tries(
+    bucket_url: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Successes of others while it fails: the store is not dead, and the next bad file gets its own
+    full time; what can't pass says nothing about the store."""
+    store = Bucket(bucket_url)
+    store.write("good.tar", DATA)
+    store._failing_since = time.monotonic() - 100 * RETRY  # a failure long ago...
+    store.read("good.tar", 0, 9)  # ... is forgotten
+    proxy.schedule = first(3, answer(500), "bad.tar")
+    store.write("bad.tar", DATA)
+    proxy.asked.clear()
+    good = threading.Thread(target=store.read_many, args=([("good.tar", 0, 9)] * 20,))
+    good.start()
+    assert store.read("bad.tar", 0, 9) == DATA[:9]
+    good.join()
+    with pytest.raises(UnreadableError, match="it is not there"):
+        store.read("none.tar", 0, 9)
+    assert store._failing_since == float("inf")
+    proxy.schedule = first(30, answer(500), "bad.tar")
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.1)
+    over = threading.Event()
+
+    def read_good() -> None:
+        while not over.is_set():
+            assert store.read("good.tar", 0, 9) == DATA[:9]
+
+    good = threading.Thread(target=read_good)
+    good.start()
+    try:
+        with pytest.raises(UnreadableError, match=r"500 after \d+ tries, [12] s of failures"):
+            store.read("bad.tar", 0, 9)
+    finally:
+        over.set()
+        good.join()
+
+
 def test_spans_are_read_at_once(bucket_url: str, proxy: FaultyProxy) -> None:
     """32 requests wait in the proxy together: one after the other they would wait for ever."""
     store = open_store(bucket_url)
@@ -419,16 +505,16 @@ def test_a_forked_process_refuses_instead_of_hanging(bucket_url: str) -> None:
 
 SCRIPT = """
 import atexit, sys, threading
-from genus.data import client
+from genus.data import request_thread
 from genus.data.store import open_store
 # registered before the first request, so it runs after the requests are cancelled
-atexit.register(lambda: print(len(client._answers)))
+atexit.register(lambda: print(len(request_thread._answers)))
 store = open_store(sys.argv[1])
 read = lambda: store.read("0.tar", 0, 3)
 if sys.argv[2] == "thread":
     threading.Thread(target=read, daemon=True).start()
     sys.stdin.readline()
-    print(len(client._answers))
+    print(len(request_thread._answers))
 else:
     read()
 """

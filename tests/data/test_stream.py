@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from genus.data.batch import Batch
 from genus.data.index import index_folder
+from genus.data.loading import MOST_PIPED
 from genus.data.manifest import Manifest
 from genus.data.pack import pack
 from genus.data.reader import Reader
 from genus.data.store import Folder
 from genus.data.stream import DataConfig, Stream, iterate_once, open_stream, read_info
-from genus.errors import DataError
+from genus.errors import DataError, MachineError
 
 FASHION = str(Path(__file__).parent / "fashion-1000")
 
@@ -184,6 +185,7 @@ def test_sizes_that_do_not_fit_are_value_errors() -> None:
         (DataConfig(url=FASHION), 16, 3),
         (DataConfig(url=FASHION, workers=-2), 16, 1),
         (DataConfig(url=FASHION), 0, 1),
+        (DataConfig(url=FASHION, lanes=-2), 16, 1),
     ):
         with pytest.raises(ValueError, match=r"lanes|batch|workers"):
             next(iter(open_stream(config, batch=batch, seed=0, world=world)))
@@ -341,7 +343,8 @@ def test_undecodable_and_missing_members_are_named(small: str, tmp_path: Path) -
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux")
 def test_signals_to_the_job_leave_workers_alive_but_their_rank_ends_them() -> None:
     iterator = iter(open_stream(DataConfig(url=FASHION, workers=2), batch=16, seed=0))
-    next(iterator), next(iterator)  # one batch from each worker: both have started
+    for _ in range(MOST_PIPED + 1):  # batches from each worker: both have started
+        next(iterator)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for name in ("TERM", "USR1", "INT"):  # from a stranger, as srun and scancel send them
@@ -364,9 +367,28 @@ def open_files() -> int:
 def test_readers_hold_a_bounded_number_of_files(
     small: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genus.data.reader.OPEN_SHARDS", 2)
+    monkeypatch.setattr("genus.data.shards.OPEN_FILES", 2)
     reader = open_reader(Path(small))
     before = open_files()
     for sample in range(53):
         reader.read(np.array([sample]))
     assert open_files() - before <= 2
+    assert len(reader.shards.held) == 6  # their tables stay
+    monkeypatch.setattr("genus.data.shards.OPEN_SHARDS", 3)
+    for sample in range(53):
+        assert not isinstance(reader.read(np.array([sample]))[0], DataError)
+    assert len(reader.shards.held) <= 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+def test_too_few_file_descriptors_are_no_fault_of_the_data(small: str) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    stream = open_stream(DataConfig(url=small, bad_samples=53), batch=8, seed=0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files(), hard))
+    try:
+        with pytest.raises(MachineError, match="ulimit -n"):
+            next(iter(stream))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

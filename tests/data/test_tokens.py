@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import pickle
@@ -27,7 +29,7 @@ from genus.data.source import Request
 from genus.data.store import Folder, Span, UnreadableError, open_store
 from genus.data.token_shard import BLOCK
 from genus.data.tokens import TokenWindows
-from genus.errors import DataError
+from genus.errors import DataError, MachineError
 from token_data import load, made, stored, windows
 
 
@@ -171,7 +173,13 @@ def test_the_order_serves_every_window_once_an_epoch(tmp_path: Path) -> None:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    """Shards and copies of shards: connections of other tests come and go."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            # " (deleted)" may follow
+            count += link.readlink().name.partition(" ")[0].endswith((".npy", ".copy"))
+    return count
 
 
 def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,3 +445,108 @@ def test_from_a_real_bucket_and_its_copies(
     assert all(np.array_equal(found[field], right[field]) for field in right)
     _, faults = TokenWindows([(bucket, manifest)], 1000).read(ids)
     assert set(faults) == {0, 1, 2, 3}
+
+
+class Copies(Cache):
+    """A cache that counts."""
+
+    finds = 0
+    dropped: tuple[str, ...] = ()
+
+    def find(self, store: Any, name: str, size: int, checksum: str) -> Path | None:
+        self.finds += 1
+        return super().find(store, name, size, checksum)
+
+    def drop(self, store: Any, name: str, checksum: str) -> None:
+        self.dropped += (name,)
+        super().drop(store, name, checksum)
+
+
+def copied(tmp_path: Path) -> tuple[Distant, Copies, TokenWindows, list[Path]]:
+    """Two shards of 8 windows in a bucket, and their copies."""
+    out = tmp_path / "out"
+    pack_tokens(made([16_000], 60_000), out, vocabulary=60_000, shard_tokens=8_100)
+    bucket, cache = Distant(out), Copies(tmp_path / "cache", 10**9)
+    manifest = Manifest.load(Folder(out))
+    copies = [cache.fetch(bucket, s.url, s.filesize, s.checksum) for s in manifest.shards]
+    bucket.calls.clear()
+    return bucket, cache, TokenWindows([(bucket, manifest)], 1000, cache), copies
+
+
+@pytest.mark.parametrize("how", ["changed", "cut off", "unreadable"])
+def test_a_damaged_copy_is_dropped_and_the_bucket_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    bucket, cache, far, copies = copied(tmp_path)
+    ids = np.arange(15)
+    right = load(windows(tmp_path / "out", 1000), ids)
+    assert all(np.array_equal(load(far, ids)[field], right[field]) for field in right)
+    assert bucket.calls == []
+    with monkeypatch.context() as patch:
+        if how == "changed":
+            flip(copies[0], 5000)
+        elif how == "cut off":
+            os.truncate(copies[0], 5000)
+        else:
+            inode, read = copies[0].stat().st_ino, os.pread
+
+            def broken(file: int, size: int, start: int) -> bytes:
+                if os.fstat(file).st_ino == inode:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                return read(file, size, start)
+
+            patch.setattr(os, "pread", broken)
+        files = open_files()
+        found = load(far, ids)
+    assert all(np.array_equal(found[field], right[field]) for field in right)
+    assert [[name for name, _, _ in call] for call in bucket.calls] == [["000000.npy"]]
+    assert (cache.dropped, open_files()) == (("000000.npy",), files - 1)
+    assert [copy.exists() for copy in copies] == [False, True]
+    # only what is bad in the bucket too is a fault
+    flip(copies[1], 5000)
+    flip(tmp_path / "out" / "000001.npy", 5000)
+    _, faults = far.read(ids)
+    assert min(faults) == 8
+    assert all("000001.npy, tokens 0 to" in str(error) for error in faults.values())
+
+
+def test_a_copy_that_is_in_use_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, cache, far, copies = copied(tmp_path)
+    load(far, np.arange(8))
+    cache.finds = 0
+    load(far, np.arange(8))
+    assert cache.finds == 0  # at most every ten seconds
+    monkeypatch.setattr(token_shard, "LOOK_EVERY", 0.0)
+    files = open_files()
+    for copy in copies:
+        os.utime(copy, (1, 1))
+    load(far, np.arange(8))
+    assert [copy.stat().st_mtime > 1 for copy in copies] == [True, False]
+    assert open_files() == files
+
+
+def test_files_beyond_the_cap_are_read_out_of_the_bucket(tmp_path: Path) -> None:
+    bucket, _, far, _ = copied(tmp_path)
+    small = Copies(tmp_path / "small", 10_000)
+    direct = TokenWindows(far.parts, 1000, small)
+    direct.ahead([0, 1])
+    right = load(far, np.arange(15))
+    found = load(direct, np.arange(15))
+    assert all(np.array_equal(found[field], right[field]) for field in right)
+    assert {name for call in bucket.calls for name, _, _ in call} == {"000000.npy", "000001.npy"}
+
+
+def test_too_few_files_are_no_fault_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, far, _ = copied(tmp_path)
+    far._open(0)
+    here = windows(tmp_path / "out", 1000)
+
+    def lacks(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", lacks)
+    for data, file in ((far, "copy"), (here, "npz")):
+        with pytest.raises(MachineError, match=rf"\.{file} .*Too many open files.*ulimit -n"):
+            data.read(np.arange(8))

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from genus.data import verify as verify_module
-from genus.data.index import ShardIndex, index_folder
+from genus.data.index import index_folder
 from genus.data.inspect import inspect
 from genus.data.manifest import Manifest
 from genus.data.pack_tokens import pack_tokens
+from genus.data.shard_index import ShardIndex
 from genus.data.store import open_store
 from genus.data.token_shard import BLOCK
 from genus.data.verify import Fault, verify

@@ -44,11 +44,15 @@ class AspectBuckets:
         """K, global batches of a block."""
         self._block = lru_cache(maxsize=1)(self._planned)
 
-    def step(self, number: int) -> tuple[Ids, Size]:
-        """Ids (batch,) of a global batch, in the order of lanes, and the shape of its images."""
+    def rest(self, number: int) -> list[tuple[Ids, Size]]:
+        """The global batches from ``number`` to the end of its block: their ids (batch,), in the
+        order of lanes, and the shape of their images."""
         block, inside = divmod(number, self.block)
         ids, buckets = self._block(block)
-        return ids[inside], self.sizes[int(buckets[inside])]
+        return [
+            (row, self.sizes[bucket])
+            for row, bucket in zip(ids[inside:], buckets[inside:].tolist(), strict=True)
+        ]
 
     def _planned(self, block: int) -> tuple[Ids, Ids]:
         """(K, batch) ids and (K,) buckets of a block's batches."""

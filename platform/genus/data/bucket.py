@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from genus.data.client import answered, check_url, make_client, run
+from genus.data.client import check_url, make_client
 from genus.data.files import Span, UnreadableError, checked, too_short
+from genus.data.request_thread import answered, run
 from genus.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ LARGE_IN_FLIGHT = 8
 """Larger requests of a store at once: more would starve each other on a slow link."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 """Seconds before the second try, and at most; doubled from try to try."""
+DEAD_STALL = 1.0
+"""Seconds without a byte that a request is given at most while the whole store fails."""
 
 
 class Bucket:
@@ -38,9 +41,10 @@ class Bucket:
 
     What can pass (5xx, 429, connections that fail or stall, answers that are cut off) is tried
     again with growing, random pauses until $GENUS_STORE_RETRY_S seconds (120) after the first
-    failure; a request is given up after $GENUS_STORE_TIMEOUT_S seconds (30) without a byte. May be
-    used from several threads and in spawned processes, but not in one that was forked after the
-    first request.
+    failure; a request is given up after $GENUS_STORE_TIMEOUT_S seconds (30) without a byte. Where
+    nothing at all has succeeded for the retry time, a request has one try only. May be used from
+    several threads and in spawned processes, but not in one that was forked after the first
+    request.
     """
 
     def __init__(self, url: str) -> None:
@@ -48,7 +52,9 @@ class Bucket:
         check_url(self.url)
         self._retry = _seconds("GENUS_STORE_RETRY_S", 120)
         self._stall = _seconds("GENUS_STORE_TIMEOUT_S", 30)
-        self._made: S3Store | GCSStore | HTTPStore | None = None
+        self._clients: dict[float, S3Store | GCSStore | HTTPStore] = {}
+        # when the first request failed after the last that succeeded; of the request thread alone
+        self._failing_since = float("inf")
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._large_slots = asyncio.Semaphore(LARGE_IN_FLIGHT)
 
@@ -125,11 +131,17 @@ class Bucket:
 
     @property
     def _client(self) -> S3Store | GCSStore | HTTPStore:
-        """Made by the first request, in the thread that makes them all."""
-        if self._made is None:
+        """Made by the first request, in the thread that makes them all; a dead store's is other."""
+        stall = min(self._stall, DEAD_STALL) if self._is_dead else self._stall
+        if stall not in self._clients:
             # a request that makes progress may last as long as all its tries together
-            self._made = make_client(self.url, self._stall, max(self._retry, self._stall))
-        return self._made
+            self._clients[stall] = make_client(self.url, stall, max(self._retry, self._stall))
+        return self._clients[stall]
+
+    @property
+    def _is_dead(self) -> bool:
+        """Whether nothing has succeeded for the retry time."""
+        return time.monotonic() - self._failing_since > self._retry
 
     async def _span(self, name: str, start: int, stop: int) -> bytes:
         if not 0 <= start <= stop:
@@ -180,23 +192,35 @@ class Bucket:
         return int(found["size"])
 
     async def _persist(self, name: str, act: Callable[[], Awaitable[T]]) -> T:
-        """What ``act`` gives, however often it takes; UnreadableError when that is no use."""
+        """What ``act`` gives, however often it takes; UnreadableError when that is no use.
+
+        The retry time runs from this request's first failure, or from the store's since its last
+        success: else all requests to a dead server would wait for it in turn.
+        """
         tries, pause, failing_since = 0, FIRST_PAUSE, float("inf")
         while True:
             tries += 1
             try:
-                return await act()
+                result = await act()
             except DataError:
                 raise
             except Exception as error:  # obstore raises builtin errors beside its own
                 failure = _explain(error, self.url)
-            failing_since = min(failing_since, time.monotonic())
+            else:
+                self._failing_since = float("inf")
+                return result
+            now = time.monotonic()
+            failing_since = min(failing_since, now)
+            if failure.can_pass:  # else the server answers, and of this file only
+                self._failing_since = min(self._failing_since, now)
             wait = random.uniform(pause / 2, pause)  # or all workers would come back at once
             pause = min(2 * pause, LONGEST_PAUSE)
-            spent = time.monotonic() - failing_since
+            spent = now - min(failing_since, self._failing_since)
             if not failure.can_pass or spent + wait > self._retry:
                 place = f"{self.url}/{name}" if name else self.url
-                times = f" after {tries} tries, {spent:.0f} s of failures" if tries > 1 else ""
+                times = f" after {tries} tries, {now - failing_since:.0f} s of failures"
+                if tries == 1:
+                    times = f" like all else for {spent:.0f} s" if failure.can_pass else ""
                 kind = _BeyondError if failure.status == 416 else UnreadableError
                 raise kind(f"{place}: {failure.cause}{times}; {failure.remedy}")
             await asyncio.sleep(wait)

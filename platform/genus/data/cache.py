@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genus.data.files import lacking
 from genus.data.store import Store, UnreadableError
-from genus.errors import DataError
+from genus.errors import DataError, MachineError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -27,8 +28,9 @@ PARTS = 4
 """Ranges of a download at once, and so the memory that it takes."""
 THREADS = 4
 """Downloads ahead at once, a process."""
-LOCKS = 256
-"""Lock files that all copies share: one a copy would pile up, as none can be removed safely."""
+LOCKS = 4096
+"""Lock files that all copies share: one a copy would pile up, as none can be removed safely. So
+many that a small file hardly ever waits for the download of another, large one."""
 MARK_EVERY = 1.0
 """Seconds between two marks of a file as used."""
 
@@ -68,16 +70,21 @@ class Cache:
             return None
         return path
 
+    def takes(self, size: int) -> bool:
+        """Whether a file of ``size`` bytes may have a copy at all."""
+        return size <= self.limit
+
     def fetch(self, store: Store, name: str, size: int, checksum: str) -> Path:
         """The copy, which is made if need be. It may be evicted as soon as others need the room.
 
-        UnreadableError where the file can't be had, DataError where it has another size or the
-        folder can't take it. Only the size is checked: readers check what they read.
+        UnreadableError where the file can't be had or has another size, DataError where the cap is
+        too low for it, MachineError where the folder can't take it. Only the size is checked:
+        readers check what they read.
         """
         path = self.find(store, name, size, checksum)
         if path is not None:
             return path
-        if size > self.limit:
+        if not self.takes(size):
             raise DataError(
                 f"{store.url}/{name} has {size} bytes, the cache in {self.folder} may hold "
                 f"{self.limit}: give it more, or turn it off"
@@ -89,12 +96,7 @@ class Cache:
                 if self.find(store, name, size, checksum) is None:
                     self._download(path, store, name, size)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "its disk is full" if full else error.strerror or str(error)
-            raise DataError(
-                f"can't keep copies of data in {self.folder} ({what}): make room there, lower the "
-                "cache's cap, or set GENUS_CACHE to another folder"
-            ) from None
+            raise self._trouble(error) from None
         return path
 
     def open(self, store: Store, name: str, size: int, checksum: str) -> int:
@@ -105,19 +107,27 @@ class Cache:
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:  # evicted by another process in between
                 continue
+            except OSError as error:
+                raise self._trouble(error) from None
 
     def drop(self, store: Store, name: str, checksum: str) -> None:
         """Remove the copy: what is in it turned out to be wrong."""
-        self._path(store, name, checksum).unlink(missing_ok=True)
+        try:
+            self._path(store, name, checksum).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._trouble(error) from None
 
     def ahead(self, wanted: Iterable[Wanted]) -> None:
         """Fetch these files in the background, in this order, as far as half of the cap goes.
 
-        What an earlier call wanted and nobody has begun is forgotten. Errors are for the ``fetch``
-        that needs the file.
+        The processes of a machine ($LOCAL_WORLD_SIZE) share that half, or they would throw each
+        other's copies out. Files that the cache can't take are left out. What an earlier call
+        wanted and nobody has begun is forgotten. Errors are for the ``fetch`` that needs the file.
         """
-        room, queue = self.limit // 2, []
+        room, queue = self.limit // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), []
         for store, name, size, checksum in wanted:
+            if not self.takes(size):
+                continue
             room -= size
             if room < 0:
                 break
@@ -160,6 +170,17 @@ class Cache:
     def _path(self, store: Store, name: str, checksum: str) -> Path:
         text = f"{store.url}/{name}\n{checksum}"
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.copy"
+
+    def _trouble(self, error: OSError) -> MachineError:
+        """Whatever fails in the cache's own folder: the data have no part in it."""
+        if lacks := lacking(str(self.folder), error):
+            return lacks
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "its disk is full" if full else error.strerror or str(error)
+        return MachineError(
+            f"can't keep copies of data in {self.folder} ({what}): make room there, lower the "
+            "cache's cap, or set GENUS_CACHE to another folder"
+        )
 
     def _lock(self, name: str) -> BaseFileLock:
         from filelock import FileLock

@@ -162,7 +162,16 @@ def jsons(field: Tensor) -> list[object]:
 
 
 def fields_of(extensions: Iterable[str]) -> Mapping[str, Kind]:
-    """The fields that a data set with such members has, the image and the label first."""
-    found = dict(sorted(filter(None, map(field_of, extensions))))
+    """The fields that a data set with such members has, the image and the label first.
+
+    DataError where members of two kinds would be one field.
+    """
+    found: dict[str, Kind] = {}
+    for name, kind in sorted(filter(None, map(field_of, extensions))):
+        if found.setdefault(name, kind) != kind:
+            raise DataError(
+                f"the field '{name}' would hold members of two kinds, {found[name]} and {kind}: "
+                "rename one of them and pack the data again"
+            )
     first = {name: found.pop(name) for name in ("image", "label") if name in found}
     return first | found

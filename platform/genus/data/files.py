@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genus.errors import DataError
+from genus.errors import DataError, GenusError, MachineError
 
 Span = tuple[str, int, int]
 """(name of a file, first byte, the byte after the last)."""
@@ -33,6 +33,17 @@ def too_short(place: str, size: int, stop: int) -> DataError:
         f"{place} is {size} bytes long, but bytes up to {stop} are wanted: it was cut off or "
         "replaced; bring the original back or fetch the data again"
     )
+
+
+def lacking(place: str, error: OSError) -> MachineError | None:
+    """What to raise where the machine, not the file, is at fault; None for other errors."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "raise the limit ('ulimit -n 65536'; of the whole machine: sysctl fs.file-max)"
+    elif error.errno == errno.ENOMEM:
+        remedy = "use fewer workers or smaller batches, or a machine with more memory"
+    else:
+        return None
+    return MachineError(f"{place} can't be read ({error.strerror}): {remedy}")
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,10 @@ class Folder:
                 "or name another folder"
             ) from None
 
-    def _unreadable(self, name: str, error: OSError) -> UnreadableError:
+    def _unreadable(self, name: str, error: OSError) -> GenusError:
         place = f"{self.url}/{name}" if name else self.url
+        if lacks := lacking(place, error):
+            return lacks
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             what = "is not there: check the path, or fetch the data again"
         elif error.errno in (errno.EACCES, errno.EPERM):

@@ -16,69 +16,24 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from genus.data.decode import field_of
-from genus.data.manifest import MANIFEST, Manifest, Shard, read_made
-from genus.data.store import Folder, Store, UnreadableError, open_store
+from genus.data.manifest import MANIFEST, Manifest, Shard
+from genus.data.shard_index import ShardIndex
+from genus.data.store import Folder, Store, open_store
 from genus.errors import DataError
 
 PIECE = 8 * 2**20
 """Bytes of a shard that are read at once."""
+MAX_CLASSES = 1_000_000
+"""More are taken for a mistake: a manifest names and counts each."""
 THREADS = 8
 """Shards that are indexed at the same time."""
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """A shard of n samples with m kinds of members. A member that a sample lacks has size -1."""
-
-    keys: NDArray[np.str_]
-    """(n,) webdataset keys."""
-    extensions: NDArray[np.str_]
-    """(m,) member extensions, lower case."""
-    offset: NDArray[np.int64]
-    """(n, m) bytes from the tar's beginning to the member's data."""
-    size: NDArray[np.int64]
-    """(n, m) bytes."""
-    crc: NDArray[np.uint32]
-    """(n, m) crc32 of the member's data."""
-    shape: NDArray[np.int32]
-    """(n, 3) channels (1 or 3), height, width of the image; 0 where there is none."""
-    label: NDArray[np.int64]
-    """(n,) class number; -1 where there is none."""
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def to_bytes(self) -> bytes:
-        """As an .npz file, without pickle."""
-        out = io.BytesIO()
-        np.savez_compressed(out, **vars(self))
-        return out.getvalue()
-
-    @staticmethod
-    def load(store: Store, name: str) -> ShardIndex:
-        """Read what ``to_bytes`` gave. UnreadableError where it is missing or damaged."""
-        return ShardIndex.parse(read_made(store, name), store, name)
-
-    @staticmethod
-    def parse(data: bytes, store: Store, name: str) -> ShardIndex:
-        """The inverse of ``to_bytes``; ``store`` and ``name`` are for messages."""
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                return ShardIndex(**arrays)
-        except Exception as error:  # zipfile, zlib, KeyError, ValueError: all the same here
-            raise UnreadableError(
-                f"can't read the index {store.url}/{name} ({error}): make it again with "
-                f"'genus data index {store.url}'"
-            ) from None
 
 
 def index_folder(
@@ -113,7 +68,10 @@ def index_folder(
     with ThreadPoolExecutor(THREADS) as pool:
         shards, indexes = zip(*pool.map(work, paths), strict=True)
     if not classes and MANIFEST in files:
-        classes = Manifest.load(store).classes
+        try:
+            classes = Manifest.load(store).classes
+        except DataError:  # this one replaces it
+            pass
     manifest = _summary(name or store.url.rpartition("/")[2], shards, indexes, classes)
     manifest.save(store)
     return manifest
@@ -151,10 +109,15 @@ def index_shard(file: BinaryIO, place: str) -> ShardIndex:
             shape.append((0, 0, 0))
             label.append(-1)
         members = samples[-1][1]
-        if extension in members:
-            raise DataError(f"shard {place}, sample {key}: two members .{extension}; pack it again")
+        field = field_of(extension)
+        same = [e for e in members if e == extension or (field and field_of(e) == field)]
+        if same:
+            raise DataError(
+                f"shard {place}, sample {key}: .{same[0]} and .{extension} are the same field; "
+                "rename or remove one and pack it again"
+            )
         members[extension] = offset, len(data), zlib.crc32(data)
-        match field_of(extension):
+        match field:
             case ("image", "image"):
                 shape[-1] = image_shape(data, f"shard {place}, member {key}.{extension}")
             case ("label", "integer"):
@@ -165,7 +128,7 @@ def index_shard(file: BinaryIO, place: str) -> ShardIndex:
         for column, extension in enumerate(extensions):
             if extension in members:
                 row[column] = members[extension]
-    return ShardIndex(
+    return ShardIndex.of(
         keys=np.array([key for key, _ in samples], dtype=np.str_),
         extensions=np.array(extensions, dtype=np.str_),
         offset=table[..., 0],
@@ -189,6 +152,9 @@ def _members(file: BinaryIO, place: str) -> Iterator[tuple[str, str, int, bytes]
                     raise tarfile.ReadError(f"{member.name} is a sparse file")
                 data = _read_at(file, member.offset_data, member.size)
                 yield name[1], name[2].lower(), member.offset_data, data
+            file.seek(tar.offset)  # tarfile takes a damaged header for the end
+            if file.read(512).strip(b"\0"):
+                raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged or cut off")
     except (tarfile.TarError, OSError) as error:
         raise DataError(
             f"can't read the shard {place} ({error}): it must be a whole, uncompressed tar"
@@ -220,8 +186,10 @@ def _label_of(data: bytes, place: str) -> int:
         label = int(data)
     except ValueError:
         label = -1
-    if label < 0:
-        raise DataError(f"{place}: {data[:40]!r} is no class number (0, 1, ...)")
+    if not 0 <= label < MAX_CLASSES:
+        raise DataError(
+            f"{place}: {data[:40]!r} is no class number (0, 1, ... below {MAX_CLASSES:,})"
+        )
     return label
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from genus.data import datasets
 from genus.data.decode import Fit, decode_into
-from genus.data.index import THREADS, ShardIndex
+from genus.data.index import THREADS
 from genus.data.manifest import Manifest
+from genus.data.open_shard import Found
 from genus.data.reader import Reader
-from genus.data.rows import Found
+from genus.data.shard_index import ShardIndex
 from genus.errors import DataError
 
 TEXTS = 3
@@ -36,7 +37,7 @@ class Report:
 
     url: str
     manifest: Manifest
-    sizes: NDArray[np.int32]
+    sizes: NDArray[np.int64]
     """(N, 3) channels, height, width of every image; without rows where there are none."""
     texts: tuple[tuple[str, str], ...]
     """("sample 17, txt", the beginning of the text) of some samples."""
@@ -96,9 +97,9 @@ def inspect(url: str) -> Report:
     store = datasets.resolve(url, may_fetch=False)
     manifest = Manifest.load(store)
     if manifest.tokens:
-        return Report(store.url, manifest, np.zeros((0, 3), np.int32), ())
+        return Report(store.url, manifest, np.zeros((0, 3), np.int64), ())
 
-    def sizes_of(name: str) -> NDArray[np.int32]:
+    def sizes_of(name: str) -> NDArray[np.int64]:
         return ShardIndex.load(store, name).shape
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -162,7 +163,7 @@ def _spaced(total: int, count: int) -> list[int]:
 
 
 def _read(reader: Reader, count: int) -> list[Found]:
-    numbers = np.array(_spaced(reader.parts[0][1].total, count), np.int64)
+    numbers = np.array(_spaced(reader.shards.parts[0][1].total, count), np.int64)
     found = []
     for sample in reader.read(numbers):
         if isinstance(sample, DataError):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from genus.data.source import Loaded, Request, Source
-from genus.errors import DataError
+from genus.errors import DataError, GenusError
 
 PIPED = 2**20
 """Bytes below which a worker sends through its pipe, as many batches as fit: that is cheaper than
@@ -50,7 +52,7 @@ def load(
     )
     for group in loader:
         for loaded in group:
-            if isinstance(loaded, DataError):
+            if isinstance(loaded, GenusError):
                 raise loaded
             yield loaded
 
@@ -114,14 +116,14 @@ class _Groups(Dataset[Any]):
     source: Source
     shared: bool
 
-    def __getitems__(self, requests: Sequence[Request]) -> list[Loaded | DataError]:
+    def __getitems__(self, requests: Sequence[Request]) -> list[Loaded | GenusError]:
         return [self._load(request) for request in requests]
 
-    def _load(self, request: Request) -> Loaded | DataError:
+    def _load(self, request: Request) -> Loaded | GenusError:
         """An error is returned, not raised: DataLoader would wrap it in a worker's traceback."""
         try:
             loaded = self.source.load(request)
-        except DataError as error:
+        except GenusError as error:
             return error
         if not self.shared and sum(value.nbytes for value in loaded.fields.values()) < PIPED:
             arrays = {name: np.asarray(value) for name, value in loaded.fields.items()}
@@ -152,6 +154,16 @@ def _start_worker(number: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_end, daemon=True).start()
+
+    # Threads of other languages (obstore's) may wake in an interpreter that is being taken down,
+    # and abort: leave before that.
+    Finalize(None, _leave, exitpriority=-100)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _await_end() -> None:

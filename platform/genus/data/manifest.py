@@ -113,6 +113,8 @@ def read_made(store: Store, name: str) -> bytes:
     try:
         return store.read_all(name)
     except UnreadableError as error:
+        if store.url.startswith("http"):
+            raise
         raise UnreadableError(
             f"{error}. (Shards made elsewhere get it by 'genus data index {store.url}')"
         ) from None
@@ -164,6 +166,8 @@ def info_of(
     which must be square) or token windows of that length. DataError where they don't go together.
     """
     first = manifests[0]
+    if size < 0:
+        raise DataError(f"data.size={size}: take 0 (as stored) or more")
     for other in manifests[1:]:
         _check_alike(first, other)
     fields = ("tokens", "document") if first.tokens else tuple(fields_of(first.fields))

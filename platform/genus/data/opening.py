@@ -17,7 +17,8 @@ from genus.data.decode import Fit, fields_of
 from genus.data.manifest import DataInfo, Manifest, info_of
 from genus.data.mixture import Mixture
 from genus.data.order import Ids, Lanes, Order
-from genus.data.reader import Part, Reader
+from genus.data.reader import Reader
+from genus.data.shards import Part
 from genus.data.source import Samples, Size, Source
 from genus.data.store import Folder
 from genus.data.tokens import TokenWindows
@@ -118,6 +119,8 @@ def _parts(config: DataConfig, fetch: bool) -> list[Part]:
 
 def _info(config: DataConfig, parts: list[Part]) -> DataInfo:
     if config.bucket_step:
+        if any(manifest.tokens for _, manifest in parts):
+            raise DataError("data.bucket_step is for images: these are tokens")
         bucket_sizes(config.size, config.bucket_step)
         if config.fit != "resize":
             raise DataError(f"data.bucket_step needs data.fit=resize, not {config.fit}")
@@ -143,7 +146,7 @@ def _order(config: DataConfig, parts: list[Part], sizes: Ids, lanes: int, seed: 
 def _cache(config: DataConfig) -> Cache | None:
     from genus.data.cache import Cache
 
-    if config.cache_gb < 0:
+    if not 0 <= config.cache_gb < float("inf"):
         raise DataError(f"data.cache_gb={config.cache_gb}: take 0 (no copies) or more")
     folder = Path(os.environ.get("GENUS_CACHE") or Path.home() / ".cache" / "genus")
     return Cache(folder, int(config.cache_gb * 1e9)) if config.cache_gb else None

@@ -64,7 +64,7 @@ class Order:
         self._row = lru_cache(maxsize=4)(
             self._row_of_shards
         )  # lanes straddle epochs, and look ahead
-        self._window = lru_cache(maxsize=lanes + 1)(self._permuted_window)
+        self._permuted = lru_cache(maxsize=lanes + 1)(self._permuted_window)
 
     def length(self, lane: int) -> int:
         """Samples of a lane in an epoch; lanes differ by at most one."""
@@ -78,7 +78,7 @@ class Order:
         while start < stop:
             epoch, offset = divmod(start, length)
             number, inside = divmod(offset, self.window)
-            part = self._window(lane, epoch, number)[inside : inside + stop - start]
+            part = self._permuted(lane, epoch, number)[inside : inside + stop - start]
             parts.append(part)
             start += len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
@@ -103,11 +103,11 @@ class Order:
         window on (so that it seldom meets itself in one batch), then the lane's later windows."""
         epoch, offset = divmod(position, self.length(lane))
         number, inside = divmod(offset, self.window)
-        own = self._window(lane, epoch, number)
+        own = self._permuted(lane, epoch, number)
         yield from np.roll(own, -inside - len(own) // 2).tolist()
         windows = -(-self.length(lane) // self.window)
         for later in range(number + 1, number + 1 + FORWARD * windows):
-            yield from self._window(lane, epoch + later // windows, later % windows).tolist()
+            yield from self._permuted(lane, epoch + later // windows, later % windows).tolist()
 
     def _cut(self, lane: int) -> int:
         return lane * self.samples // self.lanes
@@ -162,7 +162,9 @@ def lanes_for(batch: int, lanes: int = 0) -> int:
         raise DataError(f"a batch of {batch} samples: train.batch must be positive")
     if lanes == 0:
         return max(d for d in range(1, min(batch, MAX_LANES) + 1) if batch % d == 0)
-    if lanes < 0 or batch % lanes:
+    if lanes < 0:
+        raise DataError(f"data.lanes={lanes}: take 0 (derived) or more")
+    if batch % lanes:
         near = " or ".join(
             map(str, sorted({batch // lanes * lanes, -(-batch // lanes) * lanes} - {0}))
         )

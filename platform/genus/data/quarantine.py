@@ -21,7 +21,8 @@ from genus.data.store import UnreadableError
 from genus.errors import AgreedDataError, DataError
 
 Entry = dict[str, int | str]
-"""A line of the ledger: sample or shard, count, why, and where the run met it."""
+"""A line of the ledger: shard and sample (none: all of the shard), how many, why, and the run's
+position when it was met."""
 
 
 class Quarantine:
@@ -57,11 +58,11 @@ class Quarantine:
         """Take in a fault; returns the ledger's entry, None where it was known already."""
         if self.covers(sample):
             return None
+        shard = self._shard(sample)
         if isinstance(error, UnreadableError):
-            shard = self._shard(sample)
             entry: Entry = {"shard": shard, "count": int(self._source.sizes[shard])}
         else:
-            entry = {"sample": sample, "count": 1}
+            entry = {"shard": shard, "sample": sample, "count": 1}
         entry |= {"samples": position, "why": str(error)}
         self._take(entry)
         self._fresh.append(entry)
@@ -133,14 +134,12 @@ class Quarantine:
         return int(np.searchsorted(self._ends, sample, side="right"))
 
     def _take(self, entry: Mapping[str, int | str]) -> None:
-        if "shard" in entry:
-            shard = int(entry["shard"])
+        shard = int(entry["shard"])
+        if "sample" not in entry:
             self._samples = {s for s in self._samples if self._shard(s) != shard}
             self._shards.add(shard)
-        else:
-            sample = int(entry["sample"])
-            if self._shard(sample) not in self._shards:
-                self._samples.add(sample)
+        elif shard not in self._shards:
+            self._samples.add(int(entry["sample"]))
 
     # ---- state -----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genus.data.decode import Array, Fit, Kind, decode_into, decode_member, stack
+from genus.data.open_shard import Fields
 from genus.data.order import Ids
 from genus.data.reader import Reader
 from genus.errors import DataError
@@ -110,19 +111,21 @@ class Samples:
             name: [] for name, kind in self.fields.items() if kind != "image"
         }
         has_label = others.pop("label", None) is not None
-        wanted = len(images) + len(others)
+        wanted = {*images, *others}
+        sound: Fields | None = None  # the fields of the sample before: mostly those of all
         labels: list[int] = []
         faults: dict[int, DataError] = {}
         # the usual case needs no more than its one array: this loop is the hot path
-        only = next(iter(images.values())) if len(images) == wanted == 1 else None
+        only = next(iter(images.values())) if len(images) == len(wanted) == 1 else None
         for row, found in enumerate(self.reader.read(ids)):
             try:
                 if isinstance(found, DataError):
                     raise found
                 label, fields, data = found
                 labels.append(label)
-                if len(data) != wanted or (has_label and label < 0):
-                    self._check(label, {name for name, _ in fields})
+                if fields is not sound or (has_label and label < 0):
+                    self._check(label, [name for name, _ in fields], wanted)
+                    sound = fields
                 if only is not None:
                     decode_into(data[0], only[row], self.channels, self.fit)
                     continue
@@ -151,11 +154,15 @@ class Samples:
         them: to spread them would take half as long as decoding."""
         return np.empty((count, *size, self.channels), np.uint8).transpose(0, 3, 1, 2)
 
-    def _check(self, label: int, members: set[str]) -> None:
-        there = members | ({"label"} if label >= 0 else set())
-        missing = [name for name in self.fields if name not in there]
+    def _check(self, label: int, members: list[str], wanted: set[str]) -> None:
+        """DataError where a sample hasn't each field once."""
+        missing = sorted(wanted - {*members})
+        if "label" in self.fields and label < 0:
+            missing.append("label")
         if missing:
             raise DataError(f"it has no {', '.join(missing)}, which other samples have")
+        if len(members) > len(wanted):
+            raise DataError(f"it has more than one member for a field ({', '.join(members)})")
 
     def _placed(self, error: DataError, sample: int) -> DataError:
         return DataError(f"{self.place(sample)}: {error}; mend it and pack the data again")
@@ -164,4 +171,6 @@ class Samples:
         try:
             return stack(kind, values)
         except DataError as error:
-            raise DataError(f"field {name} of {self.reader.parts[0][0].url}: {error}") from None
+            raise DataError(
+                f"field {name} of {self.reader.shards.parts[0][0].url}: {error}"
+            ) from None

@@ -52,6 +52,8 @@ class Stream:
         self._source, self._order, self._seed = data.source, data.order, data.seed
         self._config, self._lanes, self._device = config, lanes, device
         self._share = batch // data.order.lanes  # samples of a lane in a batch
+        self._ends = np.cumsum(data.source.sizes)
+        self._whole: Loaded | None = None  # the last batch without a fault
         self._buckets: AspectBuckets | None = None
         if data.buckets:
             self._buckets = AspectBuckets(
@@ -90,8 +92,12 @@ class Stream:
     def _plan(self, position: int) -> Iterator[tuple[Ids, tuple[int, int] | None]]:
         """Ids of this rank's rows, and their shape, for some batches from ``position`` on."""
         if self._buckets is not None:
-            ids, size = self._buckets.step(position // self.batch)
-            yield ids[self._lanes.start * self._share : self._lanes.stop * self._share], size
+            rows = slice(self._lanes.start * self._share, self._lanes.stop * self._share)
+            steps = [(ids[rows], size) for ids, size in self._buckets.rest(position // self.batch)]
+            if self._source.is_remote:
+                near = np.concatenate([ids for ids, _ in steps])
+                self._source.ahead(np.unique(np.searchsorted(self._ends, near, "right")).tolist())
+            yield from steps
             return
         start = position // self._order.lanes
         stop = start + PLANNED * self._share
@@ -123,18 +129,25 @@ class Stream:
             ids = self.quarantine.replaced(planned, self._order, self._where(self.position))
             read = loaded.request.ids
             if not loaded.faults and (ids is read or np.array_equal(ids, read)):
+                self._whole = loaded
                 return loaded
             loaded = self._source.load(replace(loaded.request, ids=ids))
 
     def _borrowed(self, loaded: Loaded) -> Loaded:
         """The run has to end. Alone it does at once; among others this rank must not leave them
         waiting, so it goes on with what it has until all have agreed to end."""
-        good = [row for row in range(len(loaded.request.ids)) if row not in loaded.faults]
-        if len(self._lanes) == self._order.lanes or not good:
+        if len(self._lanes) == self._order.lanes:
             self.quarantine.check()
-        ids = loaded.request.ids.copy()
-        ids[list(loaded.faults)] = ids[good[0]]
-        return self._source.load(replace(loaded.request, ids=ids)) if loaded.faults else loaded
+        while loaded.faults:
+            good = [row for row in range(len(loaded.request.ids)) if row not in loaded.faults]
+            if not good and self._whole is not None:
+                return self._whole
+            if not good:  # at the very first batch
+                self.quarantine.check()
+            ids = loaded.request.ids.copy()
+            ids[list(loaded.faults)] = ids[good[0]]
+            loaded = self._source.load(replace(loaded.request, ids=ids))
+        return loaded
 
     def settle(self, gather: Callable[[Any], list[Any]]) -> Sequence[Entry]:
         """Agree with all ranks on the bad samples; a collective call. Returns the new ones.
@@ -163,19 +176,20 @@ class Stream:
     def load_state_dict(self, state: State) -> None:
         """Go to a saved position. DataError where another order or other data would follow."""
         remedies = {
+            "buckets": "set data.bucket_step and data.size as they were",
             "fingerprint": f"data.url={self.info.url} is other data than the run began with",
             "lanes": f"set data.lanes={state['lanes']} and a train.batch that is a multiple of it",
             "window": f"set data.window={state['window']}",
             "seed": f"set run.seed={state['seed']}",
             "batch": f"set train.batch={state.get('batch')}: buckets are planned for one batch",
-            "buckets": "set data.size and data.bucket_step as they were",
         }
         own = self._identity()
         for name, remedy in remedies.items():
-            if own.get(name) != state.get(name):
+            then, now = (side.get(name, "none") for side in (state, own))
+            if then != now:
                 raise DataError(
-                    f"can't go on with this run's data: its {name} is {state.get(name)}, here it "
-                    f"is {own.get(name)}; {remedy}, or begin a new run"
+                    f"can't go on with this run's data: its {name} is {then}, here it is {now}; "
+                    f"{remedy}, or begin a new run"
                 )
         self.position = int(state["position"])
         self.quarantine.from_text(str(state.get("bad", '{"samples": [], "shards": []}')))

@@ -8,7 +8,6 @@ Only whole blocks of 16 KiB are read, so every byte that is served was checked.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genus.data.files import lacking
 from genus.data.manifest import Shard
 from genus.data.store import Folder, Store, UnreadableError
 from genus.errors import DataError
@@ -31,7 +31,7 @@ BLOCK = 16384
 """Bytes of tokens under one crc32."""
 DTYPES = ("uint16", "uint32")
 LOOK_EVERY = 10.0
-"""Seconds between two looks for the cache's copy of a shard in a bucket."""
+"""Seconds between two looks for the cache's copy of a shard in a bucket; each look marks it."""
 _REMEDY = "Bring the original back, fetch the data set again, or pack it anew and begin a new run"
 
 
@@ -75,8 +75,19 @@ class TokenIndex:
         return index
 
 
+class _File:
+    """A descriptor that closes with its last user: no thread can be left with a closed one."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    # os.close is bound early: at the interpreter's end the module may be gone before the file
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.descriptor)
+
+
 class TokenShard:
-    """A shard that is open for reading; the file, if there is one here, closes with its last user.
+    """A shard that is open for reading, from a file if there is one here.
 
     Only pread touches the file, so threads and forked processes may share it.
     """
@@ -86,7 +97,7 @@ class TokenShard:
         self.store, self.shard = store, shard
         self.path = f"{store.url}/{shard.url}"
         self.dtype: np.dtype[Any] = np.dtype(dtype).newbyteorder("<")
-        self._file: int | None = None
+        self._file: _File | None = None
         self._looked = -LOOK_EVERY
         index = store.read_all(shard.index)
         try:
@@ -100,37 +111,54 @@ class TokenShard:
                 f"of {self.dtype}, which take {expected}: its manifest is wrong. {_REMEDY}"
             )
         if isinstance(store, Folder):  # of a bucket the checksums alone must tell: requests cost
-            self._file = store.open(shard.url)
-            self._check_file(self._file)
+            self._file = _File(store.open(shard.url))
+            self._check_file(self._file.descriptor)
 
     @property
-    def is_far(self) -> bool:
-        """Whether its bytes come from another machine."""
-        return self._file is None
+    def is_remote(self) -> bool:
+        """Whether it lies in a bucket; its bytes may come from a copy all the same."""
+        return not isinstance(self.store, Folder)
 
     def look_for_copy(self, cache: Cache) -> None:
-        """Read from the cache's copy from now on, if it has come."""
+        """Read from the cache's copy from now on, if it has come; mark it as used."""
         if time.monotonic() - self._looked < LOOK_EVERY:
             return
         self._looked = time.monotonic()
         shard = self.shard
         copy = cache.find(self.store, shard.url, shard.filesize, shard.checksum)
-        if copy is not None:
-            with contextlib.suppress(FileNotFoundError):  # evicted in between
-                self._file = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
+        if copy is None or self._file is not None:
+            return
+        try:
+            self._file = _File(os.open(copy, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            if lacks := lacking(str(copy), error):
+                raise lacks from None
+            # evicted in between, or of no use: the bucket has the bytes too
+
+    def drop_copy(self, cache: Cache) -> None:
+        """Read from the bucket from now on: the copy is damaged."""
+        self._file, self._looked = None, time.monotonic()
+        cache.drop(self.store, self.shard.url, self.shard.checksum)
 
     def place(self, first: int, stop: int) -> tuple[str, int, int]:
         """(file, start, stop) in bytes of the blocks first:stop, as stores take it."""
         start = self.index.offset + first * BLOCK
         return self.shard.url, start, min(self.index.offset + stop * BLOCK, self.shard.filesize)
 
-    def read(self, first: int, stop: int) -> bytes:
-        """The blocks first:stop as they lie in the file here, whole and right or not."""
-        assert self._file is not None
+    def read(self, first: int, stop: int) -> bytes | None:
+        """The blocks first:stop as they lie in the file here, whole and right or not; None where
+        there is no file here."""
+        file = self._file  # another thread may drop it
+        if file is None:
+            return None
         _, start, end = self.place(first, stop)
         try:
-            return os.pread(self._file, end - start, start)
+            return os.pread(file.descriptor, end - start, start)
         except OSError as error:
+            if lacks := lacking(f"shard {self.path}", error):
+                raise lacks from None
+            if self.is_remote:
+                return b""  # as good as a copy that was cut off
             raise UnreadableError(
                 f"shard {self.path}, byte {start}: can't be read ({error.strerror}). {_REMEDY}"
             ) from None
@@ -173,9 +201,3 @@ class TokenShard:
                 f"shard {self.path} holds {dtype} {shape}, its manifest says {self.dtype} "
                 f"({self.shard.nsamples},). {_REMEDY}"
             )
-
-    # os.close is bound early: at the interpreter's end the module may be gone before the shard
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        file = getattr(self, "_file", None)
-        if file is not None:
-            close(file)

@@ -45,6 +45,8 @@ class _Window(NamedTuple):
 
 _Span = list[_Window]
 """Windows of one shard whose blocks lie side by side, in their order there."""
+_Blocks = tuple[TokenShard, bytes, dict[int, DataError]]
+"""(shard, the bytes of a span's blocks, what is wrong with some of the blocks)."""
 
 
 class TokenWindows:
@@ -116,8 +118,7 @@ class TokenWindows:
                 if isinstance(answer, UnreadableError):
                     self._broken[span[0].shard] = answer  # a bucket's retries take long: no more
                 continue
-            shard, data = answer
-            bad = shard.damage(span[0].first, span[-1].stop, data)
+            shard, data, bad = answer
             itemsize = shard.dtype.itemsize
             values = np.frombuffer(data, shard.dtype, len(data) // itemsize)
             base = span[0].first * BLOCK // itemsize
@@ -171,31 +172,48 @@ class TokenWindows:
                 spans.append([window])
         return spans
 
-    def _fetch(self, spans: Sequence[_Span]) -> list[tuple[TokenShard, bytes] | DataError]:
-        """Each span's shard and bytes; all that lie in one bucket are asked for together."""
-        answers: list[tuple[TokenShard, bytes] | DataError] = []
-        far: list[tuple[int, TokenShard, tuple[str, int, int]]] = []
+    def _fetch(self, spans: Sequence[_Span]) -> list[_Blocks | DataError]:
+        """Each span's blocks; all that come out of one bucket are asked for together."""
+        answers: list[_Blocks | DataError] = []
+        far: list[tuple[int, TokenShard]] = []
         for number, span in enumerate(spans):
             try:
                 shard = self._shard(span[0].shard)
-                first, stop = span[0].first, span[-1].stop
-                if shard.is_far:
-                    far.append((number, shard, shard.place(first, stop)))
-                answers.append((shard, b"" if shard.is_far else shard.read(first, stop)))
+                blocks = self._here(shard, span[0].first, span[-1].stop)
+                if blocks is None:
+                    far.append((number, shard))
+                answers.append(blocks or (shard, b"", {}))
             except DataError as error:
                 answers.append(error)
-        for store in {id(shard.store): shard.store for _, shard, _ in far}.values():
-            wanted = [one for one in far if one[1].store is store]
-            found = store.read_many([place for _, _, place in wanted])
-            for (number, shard, _), got in zip(wanted, found, strict=True):
-                answers[number] = got if isinstance(got, DataError) else (shard, got)
+        for store in {id(shard.store): shard.store for _, shard in far}.values():
+            wanted = [(n, shard, spans[n]) for n, shard in far if shard.store is store]
+            found = store.read_many(
+                [shard.place(span[0].first, span[-1].stop) for _, shard, span in wanted]
+            )
+            for (n, shard, span), got in zip(wanted, found, strict=True):
+                if isinstance(got, DataError):
+                    answers[n] = got
+                else:
+                    answers[n] = shard, got, shard.damage(span[0].first, span[-1].stop, got)
         return answers
+
+    def _here(self, shard: TokenShard, first: int, stop: int) -> _Blocks | None:
+        """The blocks first:stop from this machine; None where a bucket is to be asked for them. A
+        damaged copy is dropped: it says nothing about the data."""
+        data = shard.read(first, stop)
+        if data is None:
+            return None
+        bad = shard.damage(first, stop, data)
+        if bad and shard.is_remote and self.cache is not None:
+            shard.drop_copy(self.cache)
+            return None
+        return shard, data, bad
 
     def _shard(self, number: int) -> TokenShard:
         if number in self._broken:
             raise self._broken[number]
         shard = self._open(number)
-        if shard.is_far and self.cache is not None:
+        if shard.is_remote and self.cache is not None:
             shard.look_for_copy(self.cache)
         return shard
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from genus.data import datasets
 from genus.data.decode import Kind, decode_member, field_of
-from genus.data.index import PIECE, ShardIndex
+from genus.data.index import PIECE
 from genus.data.manifest import Manifest, Shard
+from genus.data.shard_index import ShardIndex
 from genus.data.store import Store
 from genus.data.token_shard import BLOCK, TokenIndex
 from genus.errors import DataError
@@ -63,6 +64,8 @@ def verify(url: str, workers: int | None = None, *, decode: bool = False) -> lis
     """
     from tqdm import tqdm
 
+    if workers is not None and workers < 1:
+        raise DataError(f"{workers} workers: at least one has to do the work")
     store = datasets.resolve(url, may_fetch=False)
     manifest = Manifest.load(store)
     faults = [] if manifest.tokens else _check_totals(manifest)

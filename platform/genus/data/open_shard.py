@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from genus.data.decode import Kind, field_of
-from genus.data.index import ShardIndex
+from genus.data.shard_index import ShardIndex
 
 Span = tuple[int, ...]
 """A row: start and stop of the sample in the shard, label, then offset, size, crc a member."""
@@ -26,19 +25,22 @@ plain tuple, as one is made for every sample."""
 
 
 class DamagedError(Exception):
-    """Bytes are not those that were indexed; ``field`` is whose."""
+    """Bytes are not those that were indexed."""
 
     def __init__(self, field: str) -> None:
-        self.field = field
+        super().__init__(
+            f"field {field}: its bytes are not those that were indexed (crc32): the shard is "
+            "damaged or was replaced"
+        )
 
 
 class OpenShard:
     """The rows of a shard and, where it lies here, its file."""
 
-    def __init__(self, file: int, index: ShardIndex) -> None:
-        """``file``: a descriptor, which ``close`` closes; -1: the shard lies in a bucket only."""
-        self.file = file
-        self.marked = time.monotonic()
+    def __init__(self, index: ShardIndex) -> None:
+        self.file = -1
+        """A descriptor, which ``close`` closes; -1: none, or the shard lies in a bucket only."""
+        self.marked = 0.0
         """When the copy was last marked as used."""
         self.used = 0
         """When it was last read from; the reader counts."""
