@@ -57,7 +57,9 @@ def index_of(folder: Path, shard: str) -> ShardIndex:
 
 
 def rewrite(folder: Path, name: str, **arrays: np.ndarray) -> None:
-    index = dataclasses.replace(index_of(folder, name), **arrays)
+    index = index_of(folder, name)
+    names = ("keys", "extensions", "offset", "size", "crc", "shape", "label")
+    index = ShardIndex.of(**({n: getattr(index, n) for n in names} | arrays))
     (folder / name).write_bytes(index.to_bytes())
 
 
