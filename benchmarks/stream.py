@@ -1,6 +1,6 @@
 """Samples a second of Genus's stream beside webdataset, mosaicml-streaming (MDS) and LitData.
 
-    python benchmarks/stream.py [--json] [--quick] [--only TEXT] [--folder F] [--peers VENV]
+    python benchmarks/stream.py [--json] [--quick] [--own] [--only TEXT] [--folder F]
 
 Every cell of {Fashion-MNIST PNG 28 px, JPEG 256 px} x {0, 2 workers} x {local, S3} is measured cold
 and then warm. Each measurement is one pass in a process of its own; libraries take turns, and rows
@@ -251,6 +251,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=60_000, help="of Fashion-MNIST")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/genus-stream"), help="the data")
     parser.add_argument("--peers", type=Path, default=Path("/tmp/genus-peers"), help="their venv")
+    parser.add_argument(
+        "--own", action="store_true", help="without the rows that give the peers our decoder"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="genus-stream-") as name:
         scratch = Path(name)
@@ -269,6 +272,8 @@ def main() -> None:
                 setup.pack_for_peers(one, runners[-1].python)
             cells = [Cell(d, w, remote) for d in data for remote in (False, True) for w in (0, 2)]
         cells = [cell for cell in cells if args.only in cell.name]
+        if args.own:
+            runners = [r for r in runners if r.decoder == "own" or r.library not in PEERS]
         rounds = 1 if args.quick else args.rounds
         with contextlib.ExitStack() as stack:
             variables: dict[str, str] = {}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from genus.data.batch import Batch
+from genus.data.canvas import PIPED
 from genus.data.index import index_folder
 from genus.data.loading import MOST_PIPED
 from genus.data.manifest import Manifest
@@ -217,6 +220,28 @@ def test_flips_mirror_half_and_do_not_depend_on_the_world() -> None:
     assert bool((same | turned).all())
     assert 16 <= int(same.sum()) <= 48
     assert torch.equal(images(True, 4), mirrored)
+
+
+@pytest.mark.parametrize("bucket_step", [0, 64])
+def test_large_batches_of_workers_are_not_written_over(tmp_path: Path, bucket_step: int) -> None:
+    """Workers use their shared memory again; batches that are kept must not change."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(48):
+        shape = (128, 128, 3) if number % 3 else (64, 256, 3)
+        pixels = generator.integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number:02}.bmp")
+    pack(tmp_path / "images", tmp_path / "out", shard_size=16)
+    config = DataConfig(
+        url=str(tmp_path / "out"), size=128, fit="resize", bucket_step=bucket_step, workers=0
+    )
+    steps = 40
+    kept = take([open_stream(replace(config, workers=2), batch=32, seed=0)], steps)
+    plain = take([open_stream(config, batch=32, seed=0)], steps)
+    assert kept[0][0]["image"].nbytes > PIPED
+    for (one,), (two,) in zip(kept, plain, strict=True):
+        assert torch.equal(one.ids, two.ids)
+        assert torch.equal(one["image"], two["image"])
 
 
 # ---- once through --------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ Workers hold no state: they get requests and give batches, so how many there are
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.util import Finalize
@@ -20,14 +22,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from genus.data.canvas import PIECES, PIPED, PREFETCH
+from genus.data.decode import Array
 from genus.data.source import Loaded, Request, Source
 from genus.errors import DataError, GenusError
 
-PIPED = 2**20
-"""Bytes below which a worker sends through its pipe, as many batches as fit: that is cheaper than
-shared memory, and than a message a batch."""
 MOST_PIPED = 8
-"""Batches sent at once."""
+"""Batches that a worker sends at once, if they are small: a message a batch costs more."""
 
 
 def load(
@@ -40,9 +41,10 @@ def load(
         return
     on_cuda = device.type == "cuda"
     loader = DataLoader(
-        _Groups(source, on_cuda),
+        _Groups(source),
         batch_sampler=_Lists(_grouped(requests, source.row_bytes, 1 if on_cuda else MOST_PIPED)),
         num_workers=workers,
+        prefetch_factor=PREFETCH,
         collate_fn=_as_it_is,
         pin_memory=on_cuda,
         worker_init_fn=_start_worker,
@@ -50,11 +52,22 @@ def load(
         multiprocessing_context="spawn" if source.is_remote else None,
         generator=torch.Generator(),  # else every iterator draws from the global one
     )
+    mapped: deque[object] = deque(maxlen=PIECES * workers)  # so that torch maps each piece once
     for group in loader:
         for loaded in group:
             if isinstance(loaded, GenusError):
                 raise loaded
-            yield loaded
+            mapped.append(loaded.fields)
+            yield loaded if on_cuda else _copied(loaded)  # pinning has copied
+
+
+def _copied(loaded: Loaded) -> Loaded:
+    """Out of the memory that a worker will use again."""
+    fields = {
+        name: value.clone() if isinstance(value, Tensor) else value
+        for name, value in loaded.fields.items()
+    }
+    return replace(loaded, fields=fields)
 
 
 class ToDevice:
@@ -73,7 +86,7 @@ class ToDevice:
     def __call__(self, loaded: Loaded) -> dict[str, Tensor]:
         fields = {name: torch.as_tensor(value) for name, value in loaded.fields.items()}
         if self._copies is None:
-            return {name: value.to(self._device) for name, value in fields.items()}
+            return fields
         with torch.cuda.stream(self._copies):
             pinned = [
                 value if value.is_pinned() else value.pin_memory() for value in fields.values()
@@ -114,7 +127,6 @@ class _Groups(Dataset[Any]):
     """A map-style data set for torch's DataLoader, whose unit is a group of batches."""
 
     source: Source
-    shared: bool
 
     def __getitems__(self, requests: Sequence[Request]) -> list[Loaded | GenusError]:
         return [self._load(request) for request in requests]
@@ -125,10 +137,15 @@ class _Groups(Dataset[Any]):
             loaded = self.source.load(request)
         except GenusError as error:
             return error
-        if not self.shared and sum(value.nbytes for value in loaded.fields.values()) < PIPED:
-            arrays = {name: np.asarray(value) for name, value in loaded.fields.items()}
-            return replace(loaded, fields=arrays)
-        return loaded
+        fields = {
+            name: value if _is_shared(value) else np.asarray(value)
+            for name, value in loaded.fields.items()
+        }
+        return replace(loaded, fields=fields)
+
+
+def _is_shared(value: Tensor | Array) -> bool:
+    return isinstance(value, Tensor) and bool(value.is_shared())  # type: ignore[no-untyped-call]
 
 
 class _Lists(torch.utils.data.Sampler[list[int]]):
@@ -149,6 +166,7 @@ def _start_worker(number: int) -> None:
     """Signals that ask a run to save and stop reach every process of a job step; the workers must
     live on until their own rank has saved. Only their rank may terminate them."""
     torch.set_num_threads(1)
+    gc.freeze()  # what is there stays: the collector need not look at it again and again
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # Linux

@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class OpenShard:
         """When it was last read from; the reader counts."""
         known = [field_of(str(extension)) for extension in index.extensions]
         columns = [i for i, f in enumerate(known) if f not in (None, ("label", "integer"))]
-        self.fields: Fields = tuple(f for f in (known[i] for i in columns) if f is not None)
+        self.fields = _shared(tuple(f for f in (known[i] for i in columns) if f is not None))
         rows = struct.Struct("<qqq" + "qqI" * len(columns))
         self.unpack, self.stride, self.table = rows.unpack_from, rows.size, _table(index, columns)
 
@@ -69,6 +70,12 @@ class OpenShard:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
+
+
+@cache
+def _shared(fields: Fields) -> Fields:
+    """One object for all shards that have these fields, to be told apart by identity."""
+    return fields
 
 
 def _table(index: ShardIndex, columns: Sequence[int]) -> bytes:

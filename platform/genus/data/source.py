@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from genus.data.canvas import canvas
 from genus.data.decode import Array, Fit, Kind, decode_into, decode_member, stack
 from genus.data.open_shard import Fields
 from genus.data.order import Ids
@@ -103,7 +103,7 @@ class Samples:
     def load(self, request: Request) -> Loaded:
         ids, size = request.ids, request.size or self.size
         images = {
-            name: self._canvas(len(ids), size)
+            name: self._canvas(name, len(ids), size)
             for name, kind in self.fields.items()
             if kind == "image"
         }
@@ -116,7 +116,8 @@ class Samples:
         labels: list[int] = []
         faults: dict[int, DataError] = {}
         # the usual case needs no more than its one array: this loop is the hot path
-        only = next(iter(images.values())) if len(images) == len(wanted) == 1 else None
+        arrays = {name: image.numpy() for name, image in images.items()}
+        only = next(iter(arrays.values())) if len(images) == len(wanted) == 1 else None
         for row, found in enumerate(self.reader.read(ids)):
             try:
                 if isinstance(found, DataError):
@@ -131,7 +132,7 @@ class Samples:
                     continue
                 for (name, kind), part in zip(fields, data, strict=True):
                     if kind == "image":
-                        decode_into(part, images[name][row], self.channels, self.fit)
+                        decode_into(part, arrays[name][row], self.channels, self.fit)
                     else:
                         value = decode_member(kind, part, self.channels, size, self.fit)
                         others[name].append(value)
@@ -142,17 +143,17 @@ class Samples:
         stacked: dict[str, Tensor] = {}
         for name, kind in self.fields.items():
             if name in images:
-                stacked[name] = torch.from_numpy(images[name])
+                stacked[name] = images[name]
             elif name in others:
                 stacked[name] = self._stacked(name, kind, others[name])
             else:
-                stacked[name] = torch.tensor(labels)
+                stacked[name] = torch.from_numpy(np.array(labels, np.int64))
         return Loaded(request, stacked)
 
-    def _canvas(self, count: int, size: Size) -> NDArray[np.uint8]:
-        """(count, C, H, W), still to be filled; in memory channels lie innermost, as decoders give
-        them: to spread them would take half as long as decoding."""
-        return np.empty((count, *size, self.channels), np.uint8).transpose(0, 3, 1, 2)
+    def _canvas(self, name: str, count: int, size: Size) -> Tensor:
+        """(count, C, H, W) uint8, still to be filled; in memory channels lie innermost, as decoders
+        give them: to spread them would take half as long as decoding."""
+        return canvas(name, (count, *size, self.channels)).permute(0, 3, 1, 2)
 
     def _check(self, label: int, members: list[str], wanted: set[str]) -> None:
         """DataError where a sample hasn't each field once."""
