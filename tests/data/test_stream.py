@@ -411,8 +411,7 @@ def test_too_few_file_descriptors_are_no_fault_of_the_data(small: str) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    stream = open_stream(DataConfig(url=small, bad_samples=53), batch=8, seed=0)
-    lowest = os.open("/dev/null", os.O_RDONLY)  # the number that the next file would get
+    XX = os.open("/dev/null", os.O_RDONLY)  # the number that the next file would get
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
