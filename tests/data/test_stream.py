@@ -411,7 +411,10 @@ def test_too_few_file_descriptors_are_no_fault_of_the_data(small: str) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    XX = os.open("/dev/null", os.O_RDONLY)  # the number that the next file would get
+    config = DataConfig(url=small, bad_samples=53)
+    next(iter(open_stream(config, batch=8, seed=0)))  # what is imported late is here by now
+    stream = open_stream(config, batch=8, seed=0)
+    lowest = os.open("/dev/null", os.O_RDONLY)  # the number that the next file would get
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
