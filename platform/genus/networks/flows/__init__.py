@@ -1,0 +1,1 @@
+"""Invertible networks: bijections that compose, and the architectures made of them."""

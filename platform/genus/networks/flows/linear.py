@@ -1,0 +1,127 @@
+"""Linear maps over channels: per-channel scales, invertible matrices, fixed permutations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from genus.networks.flows.bijection import Bijection, Transformed, zeros
+
+
+class ActNorm(Bijection):
+    """y = exp(s) (x + b) a channel (Kingma & Dhariwal 2018, section 3.1).
+
+    ``initialise`` sets b and s from data, so that y has mean 0 and variance 1 a channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
+        y = (x + _as(self.bias, x)) * _as(self.log_scale, x).exp()
+        places = math.prod(x.shape[2:])
+        return y, zeros(x) + places * self.log_scale.sum()
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return y * (-_as(self.log_scale, y)).exp() - _as(self.bias, y)
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """By the data x (B, C, ...) that come here."""
+        rows = x.transpose(0, 1).flatten(1).double()
+        deviation = rows.std(1, correction=0).clamp(min=1e-6)
+        self.bias.copy_(-rows.mean(1))
+        self.log_scale.copy_(-deviation.log())
+
+
+class InvertibleLinear(Bijection):
+    """y = W x over channels at every place: the invertible 1x1 convolution, W = P L (U + diag(s))
+    (Kingma & Dhariwal 2018, eq. 10).
+
+    log |det W| is the sum of log |s|, so it costs nothing, and W^-1 is two triangular solves. P and
+    the signs of s are fixed; W begins as a rotation, drawn from torch's default generator.
+    """
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        Q = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
+        P, L, U = torch.linalg.lu(Q)
+        s = U.diagonal()
+        dtype = torch.get_default_dtype()
+        self.register_buffer("permutation", P.to(dtype))
+        self.register_buffer("sign", s.sign().to(dtype))
+        self.lower = nn.Parameter(L.to(dtype))
+        self.upper = nn.Parameter(U.to(dtype))
+        self.log_s = nn.Parameter(s.abs().log().to(dtype))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
+        L, U = self._factors()
+        places = math.prod(x.shape[2:])
+        return _mixed(self.permutation @ L @ U, x), zeros(x) + places * self.log_s.sum()
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        L, U = self._factors()
+        inverse = torch.linalg.solve_triangular(
+            U, torch.linalg.solve_triangular(L, self.permutation.T, upper=False), upper=True
+        )
+        return _mixed(inverse, y)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        identity = torch.eye(len(self.log_s), dtype=self.log_s.dtype, device=self.log_s.device)
+        diagonal = torch.diag(self.sign * self.log_s.exp())
+        return self.lower.tril(-1) + identity, self.upper.triu(1) + diagonal
+
+
+class Permutation(Bijection):
+    """y = x with its channels in another order."""
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("order", order, persistent=True)
+        self.register_buffer("back", order.argsort(), persistent=True)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
+        return x[:, self.order], zeros(x)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return y[:, self.back]
+
+
+def _as(vector: Tensor, x: Tensor) -> Tensor:
+    """(C,) so that it broadcasts over the channels of x."""
+    return vector.reshape(-1, *[1] * (x.ndim - 2))
+
+
+def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
+    """The matrix (C, C) times the channels of x (B, C, ...)."""
+    if x.ndim == 2:
+        return x @ matrix.T
+    return (matrix @ x.flatten(2)).reshape(x.shape)
+
+
+@torch.no_grad()
+def initialise(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> None:
+    """Set every ``ActNorm`` in ``flow`` by the data x (B, ...), in the order in which they pass.
+
+    A function of the data alone: processes that give it the same rows get the same flow.
+    """
+    norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
+    hooks = [
+        norm.register_forward_pre_hook(lambda module, inputs: module.initialise(inputs[0]))
+        for norm in norms
+    ]
+    try:
+        flow(x, context)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,173 @@
+"""TarFlow: transformers as autoregressive flows of image patches (Zhai et al. 2024).
+
+Each block reads the patches in one direction with causal attention and transforms patch i given
+those before it: z_i = (x_i - b_i) exp(-a_i). Blocks alternate in direction. Forward is one pass of
+a transformer; inverse goes patch by patch, and keeps keys and values, so that N patches cost N
+single steps instead of N whole passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from genus.errors import ConfigError
+from genus.networks.flows.bijection import Bijection, Chain, Transformed, row_sum, zeros
+
+Cache = list[tuple[Tensor, Tensor]]
+"""Keys and values (B, heads, patches so far, head width) of each layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarFlowConfig:
+    """A transformer autoregressive flow."""
+
+    patch: int = 4
+    """Side of a patch, pixels."""
+    width: int = 256
+    blocks: int = 4
+    """T, autoregressive flows."""
+    layers: int = 4
+    """K, attention layers of each."""
+    head_width: int = 64
+
+    def build(self, *, channels: int, resolution: int, features: int = 0) -> Bijection:
+        """(B, C, H, W) -> (B, C H W); ``features`` of a context. ConfigError."""
+        if min(self.patch, self.blocks, self.layers) < 1 or resolution % self.patch:
+            raise ConfigError(f"tarflow: {resolution} px are no multiple of patch={self.patch}")
+        if self.width % self.head_width:
+            raise ConfigError(
+                f"tarflow: width={self.width} holds no whole heads of head_width={self.head_width}"
+            )
+        count = (resolution // self.patch) ** 2
+        maps: list[Bijection] = [Patches(channels, resolution, self.patch)]
+        for number in range(self.blocks):
+            maps.append(
+                MetaBlock(
+                    count,
+                    channels * self.patch**2,
+                    self.width,
+                    self.layers,
+                    self.width // self.head_width,
+                    backwards=number % 2 == 1,
+                    features=features,
+                )
+            )
+        return Chain([*maps, Flat(count)])
+
+
+class Patches(Bijection):
+    """(B, C, H, W) -> (B, N, C p p)."""
+
+    def __init__(self, channels: int, resolution: int, patch: int) -> None:
+        super().__init__()
+        self.sizes = {"c": channels, "h": resolution // patch, "p": patch, "q": patch}
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
+        p = self.sizes["p"]
+        return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p), zeros(x)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return rearrange(y, "b (h w) (c p q) -> b c (h p) (w q)", **self.sizes)
+
+
+class Flat(Bijection):
+    """(B, N, D) -> (B, N D)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
+        return x.flatten(1), zeros(x)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return y.reshape(len(y), self.count, -1)
+
+
+class MetaBlock(Bijection):
+    """One autoregressive flow over N patches of D numbers, forwards or backwards."""
+
+    def __init__(
+        self,
+        count: int,
+        dims: int,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        backwards: bool,
+        features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backwards = backwards
+        self.embed = nn.Linear(dims, width)
+        self.positions = nn.Parameter(0.01 * torch.randn(count, width))
+        self.context = nn.Linear(features, width) if features else None
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, 2 * dims)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
+        x = self._turned(x)
+        out = self._network(x[:, :-1], 0, context, None)
+        a, b = F.pad(out, (0, 0, 1, 0)).to(x.dtype).chunk(2, dim=2)  # nothing precedes patch 0
+        return self._turned((x - b) * (-a).exp()), -row_sum(a)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        y = self._turned(y)
+        caches: list[Cache] = [[] for _ in self.layers]
+        patches = [y[:, :1]]
+        for i in range(1, y.shape[1]):
+            out = self._network(patches[-1], i - 1, context, caches)
+            a, b = out.to(y.dtype).chunk(2, dim=2)
+            patches.append(y[:, i : i + 1] * a.exp() + b)
+        return self._turned(torch.cat(patches, dim=1))
+
+    def _network(
+        self, x: Tensor, first: int, context: Tensor | None, caches: list[Cache] | None
+    ) -> Tensor:
+        """(B, n, D) patches from number ``first`` on -> (B, n, 2 D): a and b of the next ones."""
+        h = self.embed(x) + self.positions[first : first + x.shape[1]]
+        if self.context is not None:
+            h = h + self.context(context)[:, None]
+        for number, layer in enumerate(self.layers):
+            h = layer(h, None if caches is None else caches[number])
+        out: Tensor = self.last(self.norm(h))
+        return out
+
+    def _turned(self, x: Tensor) -> Tensor:
+        return x.flip(1) if self.backwards else x
+
+
+class Layer(nn.Module):
+    """Causal attention and an MLP, normalised before."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm0 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """x (B, n, width). With a cache, x is the one patch that follows those in it, and joins."""
+        q, k, v = rearrange(self.qkv(self.norm0(x)), "b n (s h d) -> s b h n d", s=3, h=self.heads)
+        if cache is not None:
+            if cache:
+                k, v = (torch.cat(pair, dim=2) for pair in zip(cache[0], (k, v), strict=True))
+            cache[:] = [(k, v)]
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        x = x + self.out(rearrange(attended, "b h n d -> b n (h d)"))
+        out: Tensor = x + self.mlp(self.norm1(x))
+        return out
