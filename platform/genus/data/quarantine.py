@@ -127,8 +127,12 @@ class Quarantine:
         if self._samples:
             bad |= np.isin(ids, list(self._samples))
         if self._shards:
-            bad |= np.isin(np.searchsorted(self._ends, ids, side="right"), list(self._shards))
+            bad |= np.isin(self.shards_of(ids), list(self._shards))
         return bad
+
+    def shards_of(self, ids: Ids) -> Ids:
+        """(n,) number of the shard of each sample (n,)."""
+        return np.searchsorted(self._ends, ids, side="right")
 
     def _shard(self, sample: int) -> int:
         return int(np.searchsorted(self._ends, sample, side="right"))

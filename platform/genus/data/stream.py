@@ -52,7 +52,6 @@ class Stream:
         self._source, self._order, self._seed = data.source, data.order, data.seed
         self._config, self._lanes, self._device = config, lanes, device
         self._share = batch // data.order.lanes  # samples of a lane in a batch
-        self._ends = np.cumsum(data.source.sizes)
         self._whole: Loaded | None = None  # the last batch without a fault
         self._buckets: AspectBuckets | None = None
         if data.buckets:
@@ -96,7 +95,7 @@ class Stream:
             steps = [(ids[rows], size) for ids, size in self._buckets.rest(position // self.batch)]
             if self._source.is_remote:
                 near = np.concatenate([ids for ids, _ in steps])
-                self._source.ahead(np.unique(np.searchsorted(self._ends, near, "right")).tolist())
+                self._source.ahead(np.unique(self.quarantine.shards_of(near)).tolist())
             yield from steps
             return
         start = position // self._order.lanes
