@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from genus.errors import DataError
@@ -15,12 +16,20 @@ from genus.errors import DataError
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to, which takes its place at the end.
 
-    The folder is made. After an error ``path`` is as it was.
+    The folder is made, the data are on the disk before the name is. After an error ``path`` is as
+    it was and nothing lies beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    yield temporary
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from genus.data.cache import PART, THREADS, Cache
 from genus.data.store import Bucket, Folder, Span, UnreadableError
@@ -559,3 +560,20 @@ def test_downloads_wait_where_others_fill_the_cap(tmp_path: Path, origin: Folder
     thread.join(20)
     second.join(20)
     assert held(cache, origin) == [1]
+
+
+def test_a_finished_download_is_never_missed_by_who_counts(
+    tmp_path: Path, origin: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its old name and its new one a file has to be hidden from whoever makes room."""
+    cache, counted, replace = Cache(tmp_path / "cache", 1000 * KB), [], Path.replace
+
+    def watched(part: Path, path: Path) -> Path:
+        with pytest.raises(Timeout), FileLock(cache.folder / "locks/room").acquire(timeout=0):
+            pass
+        counted.append(path)
+        return replace(part, path)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    assert fetch(cache, origin, 0) == content(0)
+    assert len(counted) == 1

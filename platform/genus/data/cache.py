@@ -208,7 +208,8 @@ class Cache:
                     if isinstance(data, DataError):
                         raise data
                     _write(file, data, begin)
-            part.replace(path)
+            with _held(self._lock("room")):  # or who counts the files might meet it under no name
+                part.replace(path)
         finally:
             os.close(file)
             part.unlink(missing_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from genus.atomic import replacing
 from genus.errors import DataError, GenusError, MachineError
 
 Span = tuple[str, int, int]
@@ -106,17 +105,10 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         path = self.root / checked(name, self.url)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with replacing(path) as temporary:
+                temporary.write_bytes(data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise DataError(
                 f"can't write {path} ({error.strerror}): free space there, get the right to write, "
                 "or name another folder"
