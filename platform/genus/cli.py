@@ -37,27 +37,66 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
 
     sample = commands.add_parser("sample", help="draw samples from a run")
-    _model_arguments(sample)
+    _run_arguments(sample)
+    _drawing_arguments(sample)
     sample.add_argument("--n", type=_positive, default=64, help="number of samples")
-    sample.add_argument("--out", type=Path, default=Path("samples.png"), help=".png grid or .npz")
+    sample.add_argument(
+        "--out", type=Path, default=Path("samples.png"), help=".png grid (vectors: plot) or .npz"
+    )
     sample.add_argument(
         "--columns", type=int, default=0, help="grid columns (0: one a class, or 8)"
     )
     sample.set_defaults(run=_sample)
 
     evaluate = commands.add_parser("evaluate", help="measure a run's samples and likelihood")
-    _model_arguments(evaluate)
-    evaluate.add_argument("--n", type=int, default=2000, help="number of samples")
+    _run_arguments(evaluate)
+    _drawing_arguments(evaluate)
+    evaluate.add_argument("--n", type=int, help="number of samples (default: 2000 images)")
     evaluate.add_argument("--reference", help="data set to compare with (default: its test split)")
     evaluate.add_argument(
-        "--likelihood", type=int, default=0, metavar="N", help="test images for bits/dim"
+        "--likelihood",
+        type=int,
+        metavar="N",
+        help="test samples for the likelihood (default: no images, all vectors)",
     )
     evaluate.add_argument(
         "--trace",
         choices=("rademacher", "gaussian", "exact"),
         help="likelihood by the probability-flow ODE with this trace (default: the family's own)",
     )
+    evaluate.add_argument(
+        "--double",
+        action="store_true",
+        help="likelihood and round trip in float64, of models whose density is exact",
+    )
     evaluate.set_defaults(run=_evaluate)
+
+    interpolate = commands.add_parser(
+        "interpolate", help="walk between the latent codes of pairs of test images"
+    )
+    _run_arguments(interpolate)
+    interpolate.add_argument("--pairs", type=_positive, default=8, help="rows of the picture")
+    interpolate.add_argument(
+        "--steps", type=_positive, default=9, help="images in a row, its ends included"
+    )
+    interpolate.add_argument("--out", type=Path, default=Path("interpolation.png"), help=".png")
+    interpolate.add_argument(
+        "--linear", action="store_true", help="straight on, not along the great circle"
+    )
+    interpolate.add_argument("--reference", help="data set of the images (default: its test split)")
+    _class_argument(interpolate)
+    interpolate.set_defaults(run=_interpolate)
+
+    anomaly = commands.add_parser(
+        "anomaly", help="tell outliers from the run's test images by their likelihood"
+    )
+    _run_arguments(anomaly)
+    anomaly.add_argument(
+        "--outliers", nargs="+", required=True, metavar="URL", help="data sets of other images"
+    )
+    anomaly.add_argument("--n", type=_positive, default=1000, help="images of each set")
+    anomaly.add_argument("--reference", help="data set of inliers (default: the run's test split)")
+    anomaly.set_defaults(run=_anomaly)
 
     runs = commands.add_parser("runs", help="list runs and how far they are")
     runs.add_argument("root", type=Path, nargs="?", default=Path("runs"))
@@ -85,20 +124,30 @@ def _positive(text: str) -> int:
     return value
 
 
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--ema", help="average: its label, any width, or none (default: the first)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")
+    parser.add_argument("--batch", type=_positive, default=100, help="samples at once")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+
+
+def _drawing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_positive, help="sampler steps")
     parser.add_argument("--guide", type=Path, metavar="RUN", help="autoguidance by a weaker run")
     parser.add_argument("--guide-ema", help="the guide's average (default: its config's first)")
     parser.add_argument("--method", help="sampler (as in sampling.method)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance weight (1: none)")
+    parser.add_argument("--guidance", type=float, help="guidance weight (1: none)")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="scale of the base's noise, where it has one"
+    )
+    _class_argument(parser)
+
+
+def _class_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class", dest="label", type=int, help="one class only (default: all in turn)"
     )
-    parser.add_argument("--ema", help="average: its label, any width, or none (default: the first)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples")
-    parser.add_argument("--batch", type=_positive, default=100, help="samples drawn at once")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -108,9 +157,21 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from genus.commands import evaluate
+    from genus.commands_evaluate import evaluate
 
     evaluate(arguments)
+
+
+def _interpolate(arguments: argparse.Namespace) -> None:
+    from genus.commands_interpolate import interpolate
+
+    interpolate(arguments)
+
+
+def _anomaly(arguments: argparse.Namespace) -> None:
+    from genus.commands_anomaly import anomaly
+
+    anomaly(arguments)
 
 
 def _runs(arguments: argparse.Namespace) -> None:

@@ -11,20 +11,30 @@ from typing import Any
 def add_data_commands(commands: Any) -> None:
     """``commands`` is argparse's subparsers object."""
     fetch = commands.add_parser("fetch", help="get a built-in data set and pack it into shards")
-    fetch.add_argument("name", help="fashion-mnist")
+    fetch.add_argument(
+        "name",
+        help="fashion-mnist, mnist-5k, breast-cancer, 8-gaussians, checkerboard or two-moons",
+    )
     fetch.add_argument("--root", type=Path, help="where to put it (default: $GENUS_DATA or ./data)")
     fetch.add_argument(
         "--source", type=Path, help="folder with the original files, if you have them"
     )
     fetch.set_defaults(run=_fetch)
 
-    pack = commands.add_parser("pack", help="pack a folder of images, an .npz or idx files")
+    pack = commands.add_parser("pack", help="pack images (a folder, .npz, idx files) or vectors")
     pack.add_argument(
-        "source", type=Path, help="folder (sub-folders are classes), .npz, or idx file"
+        "source",
+        type=Path,
+        help="folder of images (sub-folders are classes), .npz or idx file of images; .npy (N, D) "
+        "or .csv of plain numbers, whose rows are vectors",
     )
     pack.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    pack.add_argument("--shard-size", type=int, default=1000, help="samples a shard")
-    pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle before packing")
+    pack.add_argument(
+        "--shard-size", type=int, help="samples a shard (default: 1000 images, 10,000 vectors)"
+    )
+    pack.add_argument(
+        "--seed", type=int, help="of the shuffle before images are packed (0); vectors keep order"
+    )
     pack.set_defaults(run=_pack)
 
     text = commands.add_parser("pack-text", help="pack UTF-8 text or .jsonl files as tokens")
@@ -63,13 +73,19 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _pack(arguments: argparse.Namespace) -> None:
     from genus.data.pack import pack
+    from genus.data.pack_vectors import SHARD_SIZE, TABLES, pack_vectors, read_table
+    from genus.errors import DataError
 
-    pack(
-        arguments.source,
-        arguments.out,
-        shard_size=arguments.shard_size,
-        shuffle_seed=arguments.seed,
-    )
+    source, size, seed = arguments.source, arguments.shard_size, arguments.seed
+    if source.suffix not in TABLES:
+        size = 1000 if size is None else size
+        pack(source, arguments.out, shard_size=size, shuffle_seed=seed or 0)
+        return
+    if seed is not None:
+        raise DataError(f"--seed {seed}: vectors are packed in their order, unshuffled")
+    table = read_table(source)
+    size = SHARD_SIZE if size is None else size
+    pack_vectors(table, arguments.out, shard_size=size, place=str(source))
 
 
 def _pack_text(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,24 @@ def load_model(folder: Path, ema: str | None = None, device: torch.device | str 
     if label.endswith(POST_HOC):
         samples = last_snapshot(folder / "snapshots")
     return Model(folder, cfg, info, networks, objective, samples, path.name, label)
+
+
+def in_double(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Copies in float64 (float32 weights are exact in it) that take their inputs to it."""
+    copies = {name: copy.deepcopy(network).double() for name, network in networks.items()}
+    for network in copies.values():
+        network.register_forward_pre_hook(_widen, with_kwargs=True)
+    return copies
+
+
+def _widen(
+    network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def wide(value: Any) -> Any:
+        is_real = isinstance(value, Tensor) and value.is_floating_point()
+        return value.double() if is_real else value
+
+    return tuple(map(wide, args)), {name: wide(value) for name, value in kwargs.items()}
 
 
 def _weights(folder: Path, path: Path, wanted: str) -> tuple[dict[str, Tensor], str]:

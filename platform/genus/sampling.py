@@ -1,4 +1,4 @@
-"""Drawing many samples from a trained objective, and the sample grid of a run in progress."""
+"""Drawing many samples from a trained objective, and the picture of a run in progress."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from genus.data.pixels import to_levels
 from genus.draws import Draws, seed_of
+from genus.errors import EvaluationError
 from genus.objectives.phase import CanSample, SampleOptions
 from genus.run import Run
+
+POINTS = 4096
+"""Of a scatter plot."""
 
 
 def sample_batches(
@@ -25,7 +29,10 @@ def sample_batches(
     options: SampleOptions | None = None,
     batch: int = 100,
 ) -> Iterator[Tensor]:
-    """uint8 images (<= batch, C, H, W), sample i depending on (seed, i) and its label only."""
+    """uint8 images (<= batch, C, H, W), or float32 vectors (<= batch, D) as they are drawn.
+
+    Sample i depends on (seed, i) and its label only.
+    """
     modes = {name: network.training for name, network in networks.items()}
     for network in networks.values():
         network.eval()
@@ -37,8 +44,8 @@ def sample_batches(
             if labels is not None:
                 label = torch.tensor(labels[start : start + batch], device=device)
             with torch.no_grad():
-                images = objective.sample(networks, draws, label, options or SampleOptions())
-            yield to_levels(images)
+                drawn = objective.sample(networks, draws, label, options or SampleOptions())
+            yield to_levels(drawn) if drawn.ndim == 4 else drawn.float()
     finally:
         for name, network in networks.items():
             network.train(modes[name])
@@ -55,7 +62,10 @@ def grid_columns(classes: int) -> int:
 
 
 class SampleGrid:
-    """An evaluation for the loop: a grid drawn with the averaged weights, shared by the ranks."""
+    """An evaluation for the loop: samples drawn with the averaged weights, shared by the ranks.
+
+    Images become a grid, vectors a scatter plot of their first two dimensions.
+    """
 
     name = "samples"
 
@@ -68,19 +78,23 @@ class SampleGrid:
         every: int,
         classes: int,
         rows: int = 8,
+        dims: int = 0,
     ) -> None:
-        """``rows`` rows of one column a class (of eight columns without classes)."""
+        """``rows`` rows of one column a class (of eight columns without classes). ``dims`` of
+        vectors (0: images): then there are at least POINTS samples."""
         self.every = every
         self._run, self._networks, self._objective = run, networks, objective
-        self._classes = classes
+        self._classes, self._dims = classes, dims
         self._columns = grid_columns(classes)
-        rows = max(rows, -(-run.world.size // self._columns))  # every rank draws at least one
+        least = max(run.world.size, POINTS if dims else 1)  # every rank draws at least one
+        rows = max(rows, -(-least // self._columns))
         self._count = rows * self._columns
         objective.plan(SampleOptions())  # a bad setting is found now, not at the first grid
 
     def run(self, samples: int) -> Mapping[str, Any]:
-        """Draw the grid with the same seeds every time; returns the picture's path."""
+        """Draw samples with the same seeds every time; returns the picture's path."""
         from genus.evaluate.grid import save_grid
+        from genus.evaluate.scatter import save_scatter
 
         world = self._run.world
         mine = range(world.rank, self._count, world.size)
@@ -93,17 +107,21 @@ class SampleGrid:
             mine_labels,
             seed=self._run.seed,
             device=world.device,
+            batch=1000 if self._dims else 100,
         )
         drawn = torch.cat(list(parts))
         everybody = world.gather_rows(drawn)
         path = f"samples/{samples:012d}.png"
         if everybody is not None:
             order = [i for rank in range(world.size) for i in range(rank, self._count, world.size)]
-            images = torch.empty_like(everybody)
-            images[torch.tensor(order)] = everybody
+            ordered = torch.empty_like(everybody)
+            ordered[torch.tensor(order)] = everybody
             try:
-                save_grid(images, self._run.folder / path, self._columns)
-            except OSError as error:  # a picture is no reason to end a run
-                self._run.say(f"no sample grid: {error}")
+                if everybody.ndim == 4:
+                    save_grid(ordered, self._run.folder / path, self._columns)
+                else:
+                    save_scatter(ordered, self._run.folder / path)
+            except (OSError, EvaluationError) as error:  # a picture is no reason to end a run
+                self._run.say(f"no picture of samples: {error}")
                 return {"error": str(error)}
         return {"image": path}

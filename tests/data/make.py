@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from genus.data import datasets
+from genus.data.built_in import IdxFiles
 from genus.data.index import index_folder
 from genus.data.pack import pack, read_idx
 
@@ -22,7 +23,8 @@ PER_CLASS, PER_SHARD = 100, 125
 def make_fashion(source: Path, out: Path) -> None:
     """The first 100 training images of each class, shuffled, in 8 shards."""
     built_in = datasets.BUILT_IN["fashion-mnist"]
-    images, labels = (read_idx(source / file) for file in built_in.splits["train"])
+    assert isinstance(built_in, IdxFiles)
+    images, labels = (read_idx(source / file) for file in built_in.files["train"])
     rows = np.sort(np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(10)]))
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from genus.data import datasets
-from genus.data.datasets import BuiltIn
+from genus.data.built_in import IdxFiles
 from genus.data.manifest import Manifest
 from genus.data.store import Folder
 from genus.errors import DataError
@@ -41,11 +41,11 @@ def originals(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def toy(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuiltIn:
+def toy(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IdxFiles:
     """A built-in data set that no source has; the data root and the current folder are tmp_path."""
     content = {file: gzip.decompress((originals / file).read_bytes()) for file in FILES}
-    toy = BuiltIn(
-        splits={"train": FILES, "test": FILES},
+    toy = IdxFiles(
+        files={"train": FILES, "test": FILES},
         sha256={file: hashlib.sha256(data).hexdigest() for file, data in content.items()},
         classes=("even", "odd"),
         package="dataset-toy",
@@ -59,7 +59,7 @@ def toy(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bui
 
 
 def test_a_folder_that_the_user_names(
-    toy: BuiltIn, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: IdxFiles, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = datasets.fetch("toy", source=originals)
     assert folder == tmp_path / "data" / "toy"
@@ -77,7 +77,7 @@ def test_a_folder_that_the_user_names(
 
 
 def test_a_wrong_folder_is_refused_not_passed_over(
-    toy: BuiltIn, originals: Path, tmp_path: Path
+    toy: IdxFiles, originals: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(originals, tmp_path / "installed")  # another source would do
     (originals / FILES[1]).write_bytes(gzip.compress(b"other labels"))
@@ -93,7 +93,7 @@ def test_a_wrong_folder_is_refused_not_passed_over(
 
 
 def test_the_installed_package(
-    toy: BuiltIn, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: IdxFiles, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(originals, tmp_path / "installed")
     datasets.fetch("toy")
@@ -101,7 +101,7 @@ def test_the_installed_package(
 
 
 def test_the_package_by_apt(
-    toy: BuiltIn, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: IdxFiles, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """apt-get stands in: it knows the package only after an update, as in a fresh container."""
     program(
@@ -119,7 +119,7 @@ def test_the_package_by_apt(
 
 
 def test_the_home_page(
-    toy: BuiltIn,
+    toy: IdxFiles,
     server: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -149,7 +149,7 @@ def program(path: Path, script: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_without_any_source_the_error_says_all(toy: BuiltIn, tmp_path: Path) -> None:
+def test_without_any_source_the_error_says_all(toy: IdxFiles, tmp_path: Path) -> None:
     program(tmp_path / "bin" / "apt-get", "echo E: no such package >&2; exit 100")
     program(tmp_path / "bin" / "dpkg-deb", "")
     with pytest.raises(DataError) as caught:
@@ -171,7 +171,7 @@ def fetch_and_count(root: Path, source: Path, start: object, log: Path) -> None:
         datasets.fetch("toy", root, source)
 
 
-def test_several_processes_fetch_once(toy: BuiltIn, originals: Path, tmp_path: Path) -> None:
+def test_several_processes_fetch_once(toy: IdxFiles, originals: Path, tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     start = fork.Barrier(4)
     arguments = (tmp_path / "data", originals, start, tmp_path / "log")
@@ -185,7 +185,7 @@ def test_several_processes_fetch_once(toy: BuiltIn, originals: Path, tmp_path: P
     assert sorted(path.name for path in (tmp_path / "data" / "toy").iterdir()) == ["test", "train"]
 
 
-def test_unknown_urls_say_what_there_is(toy: BuiltIn, tmp_path: Path) -> None:
+def test_unknown_urls_say_what_there_is(toy: IdxFiles, tmp_path: Path) -> None:
     for url in ("cifar", "toy/validation", str(tmp_path)):
         with pytest.raises(DataError, match="built-in data set: fashion-mnist, fashion-mnist/test"):
             datasets.resolve(url)
@@ -200,6 +200,7 @@ def test_unknown_urls_say_what_there_is(toy: BuiltIn, tmp_path: Path) -> None:
 
 def test_fashion_mnist_names_its_classes() -> None:
     fashion = datasets.BUILT_IN["fashion-mnist"]
+    assert isinstance(fashion, IdxFiles)
     shipped = Manifest.load(Folder(Path(__file__).parent / "fashion-1000"))
     assert fashion.classes == shipped.classes
-    assert set(fashion.sha256) == {file for pair in fashion.splits.values() for file in pair}
+    assert set(fashion.sha256) == {file for pair in fashion.files.values() for file in pair}

@@ -15,6 +15,9 @@ from genus.tracking import read_events, read_metrics
 from launching import BIN, command, descendants, kill_tree, run, start, wait_until
 
 STEPS = 40
+WIDER = {"recipes/diffusion.py": "network.channels=64", "recipes/flow.py": "network.width=96"}
+"""Recipe -> what makes a step long enough for a kill to fall inside the run."""
+RECIPES = pytest.mark.parametrize("recipe", WIDER)
 COMMON = ("--preset", "tiny", "tracking.wandb=off", "train.sample_every=0", "run.root=.")
 
 
@@ -22,17 +25,21 @@ def arguments(name: str, samples: int = STEPS * 16, *more: str) -> tuple[str, ..
     return (*COMMON, f"run.name={name}", f"train.samples={samples}", *more)
 
 
-def every_few_steps(name: str) -> tuple[str, ...]:
-    # a wider network: a step takes long enough for a kill to fall inside the run
-    return arguments(name, STEPS * 16, "train.checkpoint_every=80", "network.channels=64")
+def every_few_steps(name: str, recipe: str = "recipes/diffusion.py") -> tuple[str, ...]:
+    return arguments(name, STEPS * 16, "train.checkpoint_every=80", WIDER[recipe])
 
 
+@RECIPES
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(
-    processes: int, tmp_path: Path
+    processes: int, recipe: str, tmp_path: Path
 ) -> None:
-    run(command(processes, *every_few_steps("straight")), tmp_path)
-    process = start(command(processes, *every_few_steps("killed")), tmp_path)
+    straight_words, killed_words = (
+        command(processes, *every_few_steps(name, recipe), recipe=recipe)
+        for name in ("straight", "killed")
+    )
+    run(straight_words, tmp_path)
+    process = start(killed_words, tmp_path)
     killed = tmp_path / "killed"
     wait_until(lambda: bool(published(killed / "checkpoints")), process, "a checkpoint")
     moment = random.SystemRandom().uniform(0, 0.5)
@@ -43,20 +50,29 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     process.wait()
     assert not (killed / "done").exists(), f"killed too late, after {moment:.2f} s more"
     reached = newest(killed).name
-    output = run(command(processes, *every_few_steps("killed")), tmp_path)
+    output = run(killed_words, tmp_path)
     assert "resumed from samples-" in output, reached
     straight = digest(newest(tmp_path / "straight"))
     assert digest(newest(killed)) == straight, f"killed {moment:.3f} s after {reached}"
     rows = [row["samples"] for row in read_metrics(killed) if "step" in row]
     assert rows == sorted(set(rows))
+    events = [event["event"] for event in read_events(killed)]
+    assert events.count("initialised") == (1 if recipe == "recipes/flow.py" else 0)
 
 
-def test_one_and_two_processes_and_micro_batches_agree(tmp_path: Path) -> None:
+def last_loss(folder: Path) -> float:
+    """Of the run's one phase."""
+    (loss,) = [v for k, v in read_metrics(folder)[-1].items() if k.endswith("/loss")]
+    return float(loss)
+
+
+@RECIPES
+def test_one_and_two_processes_and_micro_batches_agree(recipe: str, tmp_path: Path) -> None:
     every = ("train.checkpoint_every=16", "train.keep_last=99")
     runs = {
-        "whole": command(1, *arguments("whole", 20 * 16, *every)),
-        "micro": command(1, *arguments("micro", 20 * 16, "train.micro=4")),
-        "two": command(2, *arguments("two", 20 * 16)),
+        "whole": command(1, *arguments("whole", 20 * 16, *every), recipe=recipe),
+        "micro": command(1, *arguments("micro", 20 * 16, "train.micro=4"), recipe=recipe),
+        "two": command(2, *arguments("two", 20 * 16), recipe=recipe),
     }
     for words in runs.values():
         run(words, tmp_path)
@@ -68,7 +84,7 @@ def test_one_and_two_processes_and_micro_batches_agree(tmp_path: Path) -> None:
             torch.testing.assert_close(states[name][key], value, rtol=0, atol=1e-5)
             moved = max(moved, float((value - first[key]).abs().max()))
     assert moved > 0.005  # five hundred times the tolerance: the runs have learnt
-    losses = {name: read_metrics(tmp_path / name)[-1]["denoise/loss"] for name in runs}
+    losses = {name: last_loss(tmp_path / name) for name in runs}
     assert losses["micro"] == pytest.approx(losses["whole"], abs=1e-5)
     assert losses["two"] == pytest.approx(losses["whole"], abs=1e-5)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genus.errors import EvaluationError
 from genus.evaluate.features import Extractor
 from genus.evaluate.frechet import frechet_distance
-from genus.evaluate.measure import bits_per_dim, sample_quality
+from genus.evaluate.measure import likelihood_figure, sample_quality
 from genus.evaluate.passport import Figure, Passport
 from genus.evaluate.reference import reference_features
 from genus.objectives.phase import LogDensity
@@ -127,25 +127,43 @@ def test_a_cache_needs_a_fingerprint(tmp_path: Path) -> None:
         sample_quality([], [], EXTRACTOR, Passport(), count=500, cache=tmp_path)
 
 
-def log_density(nats: list[float], kind: str = "exact", dims: int = 4) -> LogDensity:
-    return LogDensity(torch.tensor(nats, dtype=torch.float64), kind, "uniform", dims)  # type: ignore[arg-type]
+def log_density(
+    nats: list[float], kind: str = "exact", dims: int = 4, unit: str = "bits/dim"
+) -> LogDensity:
+    return LogDensity(
+        torch.tensor(nats, dtype=torch.float64),
+        kind,  # type: ignore[arg-type]
+        "uniform",
+        dims,
+        unit=unit,  # type: ignore[arg-type]
+    )
 
 
-def test_bits_per_dim() -> None:
+def test_bits_per_dim_of_images() -> None:
     log2 = math.log(2)
     parts = [log_density([-8 * log2, -16 * log2]), log_density([-12 * log2])]
-    figure = bits_per_dim(parts, PASSPORT)
+    name, figure = likelihood_figure(parts, PASSPORT)
     assert figure.value == pytest.approx(3.0, abs=1e-12)  # of 2, 4 and 3 bits a dimension
     assert figure.spread == pytest.approx(1 / math.sqrt(3), abs=1e-12)
-    assert (figure.unit, figure.spread_kind) == ("bits/dim", "standard error")
+    assert (name, figure.unit, figure.spread_kind) == ("bits/dim", "bits/dim", "standard error")
     assert (figure.passport.likelihood, figure.passport.dequantisation) == ("exact", "uniform")
     assert (figure.passport.samples, figure.passport.progress) == (3, 7)
 
 
-def test_bits_per_dim_mixes_no_kinds_and_needs_two() -> None:
-    for other in (log_density([0.0], "estimate"), log_density([0.0], dims=5)):
+def test_nats_a_row_of_vectors() -> None:
+    parts = [log_density([-8.0, -16.0], unit="nats"), log_density([3.0], unit="nats")]
+    name, figure = likelihood_figure(parts, PASSPORT)
+    assert (name, figure.unit) == ("nll", "nats")
+    assert figure.value == pytest.approx(7.0, abs=1e-12)
+
+
+def test_a_likelihood_mixes_no_kinds_and_needs_two() -> None:
+    others = (
+        log_density([0.0], "estimate"), log_density([0.0], dims=5), log_density([0.0], unit="nats")
+    )  # fmt: skip
+    for other in others:
         with pytest.raises(EvaluationError, match="different kinds"):
-            bits_per_dim([log_density([0.0]), other], PASSPORT)
+            likelihood_figure([log_density([0.0]), other], PASSPORT)
     for few in ([], [log_density([1.0])]):
         with pytest.raises(EvaluationError, match="at least 2 samples"):
-            bits_per_dim(few, PASSPORT)
+            likelihood_figure(few, PASSPORT)

@@ -40,6 +40,8 @@ def test_passport_round_trip_keeps_every_field() -> None:
         text = json.dumps(passport.to_json())
         assert Passport.from_json(json.loads(text)) == passport
     assert set(QUALITY.to_json()) == {f.name for f in fields(Passport)}
+    old = {key: value for key, value in QUALITY.to_json().items() if key != "precision"}
+    assert Passport.from_json(old) == QUALITY  # files from before the field are read
     with pytest.raises(EvaluationError, match="no field hostname"):
         Passport.from_json({"hostname": "a"})
 
@@ -82,3 +84,5 @@ def test_the_text_for_people_shows_each_passport_under_its_figures() -> None:
     assert "bits/dim      <= 3.125 bits/dim (+- 0.01, standard error)" in second
     assert "likelihood: lower bound" in second
     assert "sampler" not in second  # what does not apply is left out
+    area = describe({"AUROC": Figure(0.5, None, "", LIKELIHOOD)})
+    assert "<=" not in area  # a bound of the likelihood bounds nothing that is made of it

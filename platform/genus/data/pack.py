@@ -6,7 +6,7 @@ import gzip
 import io
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ class Source:
     """N samples to be packed."""
 
     count: int
-    image: Callable[[int], tuple[str, bytes]]
-    """Sample number -> (extension, bytes of the image file)."""
+    member: Callable[[int], tuple[str, bytes]]
+    """Sample number -> (extension, content) of its image or vector."""
     labels: NDArray[np.int64] | None
     """(N,) class numbers."""
     classes: tuple[str, ...] = ()
@@ -51,13 +51,23 @@ def pack(
     the source's order); their keys are their numbers in the source. ``out`` appears whole or not at
     all, and is never overwritten: DataError.
     """
-    source, out = Path(source), Path(out)
+    data = open_source(Path(source))
+    if data.count == 0:
+        raise DataError(f"{source} holds no images ({', '.join(IMAGES)})")
+    if classes:
+        data = replace(data, classes=tuple(classes))
+    return pack_source(data, Path(out), shard_size=shard_size, shuffle_seed=shuffle_seed, name=name)
+
+
+def pack_source(
+    data: Source, out: Path, *, shard_size: int, shuffle_seed: int | None, name: str = ""
+) -> Manifest:
+    """Pack at least one sample into the new folder ``out``; what ``pack`` says of it holds."""
+    if shard_size < 1:
+        raise DataError(f"shards of {shard_size} samples: take 1 or more")
     with new_folder(out) as temporary:
-        data = open_source(source)
-        if data.count == 0:
-            raise DataError(f"{source} holds no images ({', '.join(IMAGES)})")
         _write_shards(data, temporary, shard_size, shuffle_seed)
-        manifest = index_folder(temporary, name=name or out.name, classes=classes or data.classes)
+        manifest = index_folder(temporary, name=name or out.name, classes=data.classes)
     print(f"packed {manifest.total:,} samples in {len(manifest.shards)} shards: {out}")
     return manifest
 
@@ -73,7 +83,8 @@ def open_source(source: Path) -> Source:
     if "idx3-ubyte" in source.name:
         return _idx(source)
     raise DataError(
-        f"can't pack {source}: expected a folder of images, an .npz, or *-images-idx3-ubyte[.gz]"
+        f"can't pack {source} as images: expected a folder of them, an .npz, or "
+        "*-images-idx3-ubyte[.gz]"
     )
 
 
@@ -91,7 +102,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def from_arrays(
-    images: NDArray[np.generic], labels: NDArray[np.generic] | None, place: str = "the array"
+    images: NDArray[np.generic],
+    labels: NDArray[np.generic] | None,
+    place: str = "the array",
+    classes: tuple[str, ...] = (),
 ) -> Source:
     """Images (N, H, W[, 1 or 3]) uint8 and labels (N,) or None. DataError for other shapes."""
     if images.ndim == 4 and images.shape[3] == 1:
@@ -101,11 +115,6 @@ def from_arrays(
             f"{place}: images must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), found "
             f"{images.dtype} {images.shape}"
         )
-    if labels is not None and (labels.size != len(images) or labels.dtype.kind not in "iu"):
-        raise DataError(
-            f"{place}: {len(images)} images need as many integer labels, found {labels.dtype} "
-            f"{labels.shape}"
-        )
 
     def png(number: int) -> tuple[str, bytes]:
         from PIL import Image
@@ -114,7 +123,21 @@ def from_arrays(
         Image.fromarray(images[number]).save(buffer, "PNG")
         return "png", buffer.getvalue()
 
-    return Source(len(images), png, None if labels is None else labels.ravel().astype(np.int64))
+    return Source(len(images), png, checked_labels(labels, len(images), place), classes)
+
+
+def checked_labels(
+    labels: NDArray[np.generic] | None, count: int, place: str
+) -> NDArray[np.int64] | None:
+    """Class numbers (count,), or None where there are none. DataError for anything else."""
+    if labels is None:
+        return None
+    if labels.size != count or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{place}: {count} samples need as many integer labels, found {labels.dtype} "
+            f"{labels.shape}"
+        )
+    return labels.ravel().astype(np.int64)
 
 
 def _folder(folder: Path) -> Source:
@@ -174,8 +197,8 @@ def _write_shards(data: Source, folder: Path, shard_size: int, seed: int | None)
     # mtime=0: the same input gives the same bytes, and no PAX header a member
     with ShardWriter(pattern, maxcount=shard_size, mtime=0, encoder=False, verbose=0) as writer:
         for number in numbers.tolist():
-            extension, image = data.image(number)
-            sample = {"__key__": f"{number:08d}", extension: image}
+            extension, content = data.member(number)
+            sample = {"__key__": f"{number:08d}", extension: content}
             if data.labels is not None:
                 sample["cls"] = str(data.labels[number]).encode()
             writer.write(sample)

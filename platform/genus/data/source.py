@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genus.data.canvas import canvas
@@ -15,6 +17,7 @@ from genus.data.decode import Array, Fit, Kind, decode_into, decode_member, stac
 from genus.data.open_shard import Fields
 from genus.data.order import Ids
 from genus.data.reader import Reader
+from genus.data.vectors import read_into
 from genus.errors import DataError
 
 Size = tuple[int, int]
@@ -74,13 +77,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, labels and whatever else lies beside them in tar shards."""
+    """Images, vectors, labels and whatever else lies beside them in tar shards."""
 
     reader: Reader
     fields: Mapping[str, Kind]
     channels: int
     size: Size
     fit: Fit
+    dims: int = 0
+    """Numbers of a vector."""
 
     @property
     def sizes(self) -> Ids:
@@ -92,7 +97,8 @@ class Samples:
 
     @property
     def row_bytes(self) -> int:
-        return self.channels * self.size[0] * self.size[1] + 8 * len(self.fields)
+        image = self.channels * self.size[0] * self.size[1]
+        return image + 4 * self.dims + 8 * len(self.fields)
 
     def place(self, sample: int) -> str:
         return self.reader.place(sample)
@@ -102,22 +108,24 @@ class Samples:
 
     def load(self, request: Request) -> Loaded:
         ids, size = request.ids, request.size or self.size
-        images = {
-            name: self._canvas(name, len(ids), size)
+        batches = {
+            name: self._canvas(name, kind, len(ids), size)
             for name, kind in self.fields.items()
-            if kind == "image"
+            if kind in ("image", "vector")
         }
         others: dict[str, list[Array]] = {
-            name: [] for name, kind in self.fields.items() if kind != "image"
+            name: [] for name in self.fields if name not in batches and name != "label"
         }
-        has_label = others.pop("label", None) is not None
-        wanted = {*images, *others}
+        wanted = {*batches, *others}
         sound: Fields | None = None  # the fields of the sample before: mostly those of all
         labels: list[int] = []
         faults: dict[int, DataError] = {}
+        has_label = "label" in self.fields
         # the usual case needs no more than its one array: this loop is the hot path
-        arrays = {name: image.numpy() for name, image in images.items()}
-        only = next(iter(arrays.values())) if len(images) == len(wanted) == 1 else None
+        rows = {name: batch.numpy() for name, batch in batches.items()}
+        only = next(iter(rows.values())) if len(batches) == len(wanted) == 1 else None
+        fills = {name: self._fill(self.fields[name]) for name in batches}
+        fill_only = next(iter(fills.values()), read_into)
         for row, found in enumerate(self.reader.read(ids)):
             try:
                 if isinstance(found, DataError):
@@ -128,32 +136,51 @@ class Samples:
                     self._check(label, [name for name, _ in fields], wanted)
                     sound = fields
                 if only is not None:
-                    decode_into(data[0], only[row], self.channels, self.fit)
+                    fill_only(data[0], only[row])
                     continue
                 for (name, kind), part in zip(fields, data, strict=True):
-                    if kind == "image":
-                        decode_into(part, arrays[name][row], self.channels, self.fit)
+                    if name in fills:
+                        fills[name](part, rows[name][row])
                     else:
                         value = decode_member(kind, part, self.channels, size, self.fit)
                         others[name].append(value)
             except DataError as error:
                 faults[row] = error if error is found else self._placed(error, int(ids[row]))
+        if "vector" in batches and not faults:
+            faults = self._infinite(batches["vector"], ids)
         if faults:
             return Loaded(request, {}, faults)
         stacked: dict[str, Tensor] = {}
         for name, kind in self.fields.items():
-            if name in images:
-                stacked[name] = images[name]
+            if name in batches:
+                stacked[name] = batches[name]
             elif name in others:
                 stacked[name] = self._stacked(name, kind, others[name])
             else:
                 stacked[name] = torch.from_numpy(np.array(labels, np.int64))
         return Loaded(request, stacked)
 
-    def _canvas(self, name: str, count: int, size: Size) -> Tensor:
-        """(count, C, H, W) uint8, still to be filled; in memory channels lie innermost, as decoders
-        give them: to spread them would take half as long as decoding."""
+    def _fill(self, kind: Kind) -> Callable[[bytes, NDArray[Any]], None]:
+        """What decodes a member into its row of a batch."""
+        if kind == "vector":
+            return read_into
+        return partial(decode_into, channels=self.channels, fit=self.fit)
+
+    def _canvas(self, name: str, kind: Kind, count: int, size: Size) -> Tensor:
+        """Images (count, C, H, W) uint8 or vectors (count, D) float32, still to be filled. In
+        memory channels lie innermost, as decoders give them: to spread them would take half as
+        long as decoding."""
+        if kind == "vector":
+            return canvas(name, (count, 4 * self.dims)).view(torch.float32)
         return canvas(name, (count, *size, self.channels)).permute(0, 3, 1, 2)
+
+    def _infinite(self, vectors: Tensor, ids: Ids) -> dict[int, DataError]:
+        """The rows whose numbers are not all finite, which ``read_into`` leaves open."""
+        if bool(vectors.isfinite().all()):
+            return {}
+        bad = (~vectors.isfinite()).any(1).nonzero().flatten().tolist()
+        error = DataError("its vector has numbers that are not finite")
+        return {row: self._placed(error, int(ids[row])) for row in bad}
 
     def _check(self, label: int, members: list[str], wanted: set[str]) -> None:
         """DataError where a sample hasn't each field once."""

@@ -29,7 +29,7 @@ from genus.draws import Draws, seed_of
 from genus.errors import DataError
 from genus.state import State
 
-__all__ = ["DataConfig", "Stream", "iterate_once", "open_stream", "read_info"]
+__all__ = ["DataConfig", "Stream", "first_batch", "iterate_once", "open_stream", "read_info"]
 
 PLANNED = 64
 """Batches whose ids are worked out at once."""
@@ -216,6 +216,14 @@ def open_stream(
     lanes = lanes_for(batch, config.lanes)
     own = own_lanes(lanes, rank, world)
     return Stream(opened(config, lanes, seed), config, batch, own, torch.device(device))
+
+
+def first_batch(
+    config: DataConfig, count: int, seed: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """``count`` samples of the shuffled data, the same on every rank: for what begins from data."""
+    config = replace(config, workers=0, lanes=0)
+    return next(iter(open_stream(config, batch=count, seed=seed, device=device)))
 
 
 def iterate_once(

@@ -1,7 +1,7 @@
 """Is every byte of a data set what its manifest and its indexes say?
 
 Each shard is read once, in pieces, for its sha256 and for the crc32 of every member where the index
-says that it lies; on request every image is decoded too.
+says that it lies; on request every image and vector is decoded too.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def verify(url: str, workers: int | None = None, *, decode: bool = False) -> lis
     store = datasets.resolve(url, may_fetch=False)
     manifest = Manifest.load(store)
     faults = [] if manifest.tokens else _check_totals(manifest)
-    work = [(store, shard, manifest.dtype, decode) for shard in manifest.shards]
+    work = [(store, s, manifest.dtype, manifest.dims, decode) for s in manifest.shards]
     bar = tqdm(total=len(work), unit=" shards", disable=not sys.stderr.isatty())
     with bar, _pool(workers or os.cpu_count() or 1, decode) as pool:
         for done in as_completed([pool.submit(_check_shard, *item) for item in work]):
@@ -92,8 +92,8 @@ def _check_totals(manifest: Manifest) -> list[Fault]:
     return [Fault("", "", f"it says {manifest.total} samples, its shards have {total}")]
 
 
-def _check_shard(store: Store, shard: Shard, dtype: str, decode: bool) -> list[Fault]:
-    """``dtype`` of token data; empty for samples."""
+def _check_shard(store: Store, shard: Shard, dtype: str, dims: int, decode: bool) -> list[Fault]:
+    """``dtype`` of token data, empty for samples; ``dims`` of their vectors."""
     found: list[Fault] = []
     members: list[_Member] = []
     try:
@@ -101,7 +101,7 @@ def _check_shard(store: Store, shard: Shard, dtype: str, decode: bool) -> list[F
             members = list(_token_blocks(store, shard, dtype))
         else:
             index = ShardIndex.load(store, shard.index)
-            members = sorted(_members(index, decode), key=lambda member: member.start)
+            members = sorted(_members(index, dims, decode), key=lambda member: member.start)
             if len(index) != shard.nsamples:
                 what = f"its index has {len(index)} samples, the manifest says {shard.nsamples}"
                 found.append(Fault(shard.url, "", what))
@@ -145,7 +145,7 @@ def _read_shard(store: Store, shard: Shard, members: Sequence[_Member]) -> Itera
         yield Fault(shard.url, "", "its content is not what the manifest says (sha256)")
 
 
-def _members(index: ShardIndex, decode: bool) -> Iterator[_Member]:
+def _members(index: ShardIndex, dims: int, decode: bool) -> Iterator[_Member]:
     for column, extension in enumerate(index.extensions.tolist()):
         kind = field_of(extension)
         for row in np.flatnonzero(index.size[:, column] >= 0).tolist():
@@ -155,6 +155,7 @@ def _members(index: ShardIndex, decode: bool) -> Iterator[_Member]:
                 check = partial(_check_label, label=int(index.label[row]))
             elif decode and kind is not None:
                 shape = tuple(index.shape[row].tolist()) if kind[0] == "image" else None
+                shape = (dims,) if kind[1] == "vector" else shape
                 check = partial(_check_content, kind=kind[1], shape=shape)
             yield _Member(
                 start,
@@ -187,11 +188,14 @@ def _check_label(data: bytes, label: int) -> str:
 
 
 def _check_content(data: bytes, kind: Kind, shape: tuple[int, ...] | None) -> str:
-    """``shape`` of an image (channels, height, width) by the index; None: there is none."""
+    """``shape`` of an image (channels, height, width) by the index, or of a vector (D,) by the
+    manifest; None: not known."""
     try:
         array = decode_member(kind, data, 3, None, "pad")
     except DataError as error:
         return str(error)
+    if kind == "vector" and shape is not None and array.shape != shape:
+        return f"it has {len(array)} numbers, the manifest says {shape[0]}"
     if shape is None or array.shape[1:] == shape[1:]:
         return ""
     return f"it is {array.shape[1]} x {array.shape[2]}, its index says {shape[1]} x {shape[2]}"

@@ -86,25 +86,27 @@ def sample_quality(
     }
 
 
-def bits_per_dim(log_densities: Iterable[LogDensity], passport: Passport) -> Figure:
-    """The mean of -log2 p / dims over all rows, and its standard error, in bits/dim.
+def likelihood_figure(
+    log_densities: Iterable[LogDensity], passport: Passport
+) -> tuple[str, Figure]:
+    """The figure's name, and the mean negative log density of all rows with its standard error:
+    ``bits/dim``, -log2 p / dims, or ``nll``, -ln p in nats a row, as ``LogDensity.unit`` says.
 
     The rows' own estimation errors are part of their scatter, hence of the standard error. The
-    passport's ``likelihood`` says the kind: for "lower bound" the figure is an upper bound of the
-    bits. Raises EvaluationError for fewer than 2 rows, or rows of different kinds.
+    passport's ``likelihood`` says the kind: for "lower bound" the figure is an upper bound.
+    Raises EvaluationError for fewer than 2 rows, or rows of different kinds.
     """
     parts = list(log_densities)
-    kinds = {(part.kind, part.dequantisation, part.dims) for part in parts}
+    kinds = {(part.kind, part.dequantisation, part.dims, part.unit) for part in parts}
     if len(kinds) > 1:
         raise EvaluationError(f"log densities of different kinds in one figure: {sorted(kinds)}")
-    bits = [-part.nats.double().cpu() / (part.dims * math.log(2)) for part in parts]
-    rows = torch.cat(bits) if bits else torch.empty(0)
+    rows = torch.cat([surprise(part) for part in parts]) if parts else torch.empty(0)
     if len(rows) < 2:
-        raise EvaluationError(f"bits/dim needs at least 2 samples and got {len(rows)}")
-    return Figure(
+        raise EvaluationError(f"a likelihood needs at least 2 samples and got {len(rows)}")
+    figure = Figure(
         value=float(rows.mean()),
         spread=float(rows.std() / math.sqrt(len(rows))),
-        unit="bits/dim",
+        unit=parts[0].unit,
         passport=replace(
             passport,
             samples=len(rows),
@@ -113,6 +115,13 @@ def bits_per_dim(log_densities: Iterable[LogDensity], passport: Passport) -> Fig
         ),
         spread_kind="standard error",
     )
+    return "bits/dim" if figure.unit == "bits/dim" else "nll", figure
+
+
+def surprise(density: LogDensity) -> Tensor:
+    """(B,) float64 on the host: each row's negative log density in ``density.unit``."""
+    nats = -density.nats.double().cpu()
+    return nats / (density.dims * math.log(2)) if density.unit == "bits/dim" else nats
 
 
 def _formats(images: Iterable[Tensor], seen: set[str]) -> Iterator[Tensor]:

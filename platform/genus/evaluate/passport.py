@@ -64,6 +64,12 @@ class Passport:
     """"exact", "lower bound" (of the log density) or "estimate"."""
     dequantisation: str | None = None
     """On which data the density is: uniform noise of one level, none, ..."""
+    precision: str | None = None
+    """Floating point of the networks, where it is not float32."""
+    outliers: str | None = None
+    """Address of the data that a score is to tell from the reference."""
+    outliers_fingerprint: str | None = None
+    """Hash of their content and order."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields, in their order, as JSON values."""
@@ -166,7 +172,8 @@ def _passports(figures: Mapping[str, Figure]) -> list[Passport]:
 
 
 def _number(figure: Figure) -> str:
-    sign = "<= " if figure.passport.likelihood == "lower bound" else ""
+    is_bound = figure.passport.likelihood == "lower bound" and figure.unit in ("bits/dim", "nats")
+    sign = "<= " if is_bound else ""
     text = f"{sign}{figure.value:.5g} {figure.unit}".rstrip()
     if figure.spread is None:
         return text

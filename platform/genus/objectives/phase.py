@@ -68,6 +68,8 @@ class SampleOptions:
     steps: int | None = None
     guidance: float | None = None
     method: str | None = None
+    temperature: float | None = None
+    """Standard deviation of the base distribution, of families that have one to scale."""
     guide: Networks | None = field(default=None, repr=False)
     """A weaker version of the networks to guide away from (autoguidance)."""
 
@@ -96,7 +98,8 @@ class CanSample(Protocol):
     def sample(
         self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions
     ) -> Tensor:
-        """(B, C, H, W) images in [-1, 1], one row a row of ``draws``; ``label`` (B,) or None."""
+        """(B, C, H, W) images in [-1, 1], or (B, D) vectors in the data's unit; one row a row of
+        ``draws``; ``label`` (B,) or None."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ class LogDensity:
     """Natural-log density of each row (B,), of what kind, and its standard error where estimated.
 
     ``kind`` says what the number is; ``dequantisation`` on which data. ``dims`` is the number of
-    dimensions that bits/dim divides by.
+    dimensions that bits/dim divides by. ``unit`` is what a figure of it is given in: images in
+    bits/dim, vectors in nats a row.
     """
 
     nats: Tensor
@@ -112,9 +116,22 @@ class LogDensity:
     dequantisation: str
     dims: int
     standard_error: Tensor | None = None
+    unit: Literal["bits/dim", "nats"] = "bits/dim"
 
 
 @runtime_checkable
 class CanLogDensity(Protocol):
     def log_density(self, networks: Networks, batch: Batch) -> LogDensity:
         """Log density of the batch's data in their own units (pixel levels for uint8 images)."""
+
+
+@runtime_checkable
+class CanEncode(Protocol):
+    """Families with a latent code of each sample. ``traits.latent`` says of what kind; where it
+    begins with "exact", decode(encode(x)) is x."""
+
+    def encode(self, networks: Networks, batch: Batch) -> Tensor:
+        """The codes (B, ...) of the batch's data."""
+
+    def decode(self, networks: Networks, code: Tensor, label: Tensor | None) -> Tensor:
+        """What ``sample`` returns, from codes."""

@@ -81,4 +81,4 @@ def zeros(x: Tensor) -> Tensor:
 def row_sum(log_derivatives: Tensor) -> Tensor:
     """(B, ...) -> (B,), in float32 at least."""
     dtype = torch.promote_types(log_derivatives.dtype, torch.float32)
-    return log_derivatives.flatten(1).sum(1, dtype=dtype)
+    return log_derivatives.sum(tuple(range(1, log_derivatives.ndim)), dtype=dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,7 +38,11 @@ class MLP(nn.Module):
 
 class ConvNet(nn.Module):
     """Glow's: 3x3, 1x1 and 3x3 convolutions with ReLU (Kingma & Dhariwal 2018, section 5);
-    context (B, F) joins the first's output."""
+    context (B, F) joins the first's output.
+
+    Channels come last in memory: the convolutions are up to twice as fast then, and the 1x1 is a
+    matrix product.
+    """
 
     def __init__(self, fan_in: int, fan_out: int, width: int, features: int = 0) -> None:
         super().__init__()
@@ -50,10 +55,13 @@ class ConvNet(nn.Module):
             nn.init.normal_(layer.weight, std=0.05)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        x = self.first(x)
+        x = self.first(x.contiguous(memory_format=torch.channels_last))
         if self.context is not None:
             x = x + self.context(context)[:, :, None, None]
-        out: Tensor = self.last(F.relu(self.middle(F.relu(x))))
+        B, _, H, W = x.shape
+        rows = F.relu_(x).permute(0, 2, 3, 1).flatten(0, 2)
+        rows = F.relu_(F.linear(rows, self.middle.weight.flatten(1), self.middle.bias))
+        out: Tensor = self.last(rows.reshape(B, H, W, -1).permute(0, 3, 1, 2))
         return out
 
 

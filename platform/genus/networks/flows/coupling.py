@@ -22,23 +22,37 @@ class Coupling(Bijection):
     """Half of the channels transforms the other half; which one is ``second``'s choice."""
 
     def __init__(
-        self, channels: int, transform: Elementwise, make: MakeConditioner, second: bool = True
+        self,
+        channels: int,
+        transform: Elementwise,
+        make: MakeConditioner,
+        second: bool = True,
+        both: bool = False,
     ) -> None:
         """``second``: the second half is transformed (with an odd number of channels the first has
-        one more), else the first."""
+        one more), else the first. ``both``: the half that decides is transformed too, by trained
+        parameters that depend on nothing (Durkan et al. 2019, section 3)."""
         super().__init__()
         self.sizes = [channels - channels // 2, channels // 2]
         self.second, self.transform = second, transform
         fan_in, changed = self.sizes if second else self.sizes[::-1]
         self.conditioner = make(fan_in, changed * transform.size)
+        self.own = nn.Parameter(torch.zeros(fan_in, transform.size)) if both else None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
         kept, changed = self._halves(x)
-        y, log_derivative = self.transform.transform(changed, self._given(kept, context))
-        return self._joined(kept, y), row_sum(log_derivative)
+        given = self._given(kept, context)
+        if self.own is None:
+            y, log_derivative = self.transform.transform(changed, given)
+            return self._joined(kept, y), row_sum(log_derivative)
+        parameters = self._joined(_everywhere(self.own, kept), given)
+        y, log_derivative = self.transform.transform(x, parameters)
+        return y, row_sum(log_derivative)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         kept, changed = self._halves(y)
+        if self.own is not None:
+            kept = self.transform.inverse(kept, _everywhere(self.own, kept))
         x = self.transform.inverse(changed, self._given(kept, context))
         return self._joined(kept, x)
 
@@ -91,3 +105,9 @@ def parameters_last(raw: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return rearrange(
         raw.to(torch.promote_types(dtype, torch.float32)), "b (c p) ... -> b c ... p", p=size
     )
+
+
+def _everywhere(own: Tensor, x: Tensor) -> Tensor:
+    """Parameters of channels (C, size) -> (B, C, ..., size), the same at every place of x."""
+    places = x.shape[2:]
+    return own.reshape(len(own), *[1] * len(places), -1).expand(*x.shape, -1)

@@ -7,6 +7,7 @@ log dy/dx of the same shape; ``inverse`` maps back. Parameters of 0 give the ide
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -54,22 +55,22 @@ class Affine:
     size: int = 2
 
     def transform(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        s, b = self._log_scale(parameters), parameters[..., 1]
+        s, b = self._log_scale_and_shift(parameters)
         if self.scale == "glow":
             return (x + b) * s.exp(), s
         return x * s.exp() + b, s
 
     def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
-        s, b = self._log_scale(parameters), parameters[..., 1]
+        s, b = self._log_scale_and_shift(parameters)
         if self.scale == "glow":
             return y * (-s).exp() - b
         return (y - b) * (-s).exp()
 
-    def _log_scale(self, parameters: Tensor) -> Tensor:
-        raw = parameters[..., 0]
+    def _log_scale_and_shift(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        raw, b = parameters.unbind(-1)
         if self.scale == "glow":
-            return F.logsigmoid(raw + 2)
-        return self.bound * torch.tanh(raw / self.bound)
+            return F.logsigmoid(raw + 2), b
+        return self.bound * torch.tanh(raw / self.bound), b
 
 
 @dataclass(frozen=True)
@@ -89,24 +90,24 @@ class RationalQuadratic:
         return 3 * self.bins - 1
 
     def transform(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        knots = self._knots(parameters)
+        knots, derivatives = self._knots(parameters)
         inside = (x > -self.bound) & (x < self.bound)
-        k = _bin_of(x, knots[0])
-        x_k, w, y_k, h, d, d_next = _at(k, knots)
+        k = _bin_of(x, knots[..., 0, :])
+        x_k, w, y_k, h, d, d_next = _at(k, knots, derivatives)
         slope = h / w  # s_k
         xi = ((x - x_k) / w).clamp(0, 1)
         rest = xi * (1 - xi)
         bottom = slope + (d_next + d - 2 * slope) * rest
         y = y_k + h * (slope * xi.square() + d * rest) / bottom  # eq. 4
         top = d_next * xi.square() + 2 * slope * rest + d * (1 - xi).square()
-        log_derivative = 2 * slope.log() + top.log() - 2 * bottom.log()  # eq. 5
+        log_derivative = 2 * (slope / bottom).log() + top.log()  # eq. 5
         return torch.where(inside, y, x), torch.where(inside, log_derivative, 0.0)
 
     def inverse(self, y: Tensor, parameters: Tensor) -> Tensor:
-        knots = self._knots(parameters)
+        knots, derivatives = self._knots(parameters)
         inside = (y > -self.bound) & (y < self.bound)
-        k = _bin_of(y, knots[1])
-        x_k, w, y_k, h, d, d_next = _at(k, knots)
+        k = _bin_of(y, knots[..., 1, :])
+        x_k, w, y_k, h, d, d_next = _at(k, knots, derivatives)
         slope = h / w
         up = (y - y_k).clamp(min=0)
         bend = d_next + d - 2 * slope
@@ -117,21 +118,16 @@ class RationalQuadratic:
         xi = 2 * c / (-b - root)  # the form of the quadratic formula that does not cancel
         return torch.where(inside, x_k + xi.clamp(0, 1) * w, y)
 
-    def _knots(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x and y (..., K + 1) of the knots, rising, and the derivatives (..., K + 1) there."""
-        widths, heights, slopes = torch.split(
-            parameters, [self.bins, self.bins, self.bins - 1], dim=-1
-        )
+    def _knots(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y of the knots, rising, (..., 2, K + 1), and the derivatives (..., K + 1) there."""
+        sizes, slopes = torch.split(parameters, [2 * self.bins, self.bins - 1], dim=-1)
+        shares = sizes.reshape(*sizes.shape[:-1], 2, self.bins).softmax(-1)
+        parts = self.least + (1 - self.least * self.bins) * shares
+        inner = 2 * self.bound * parts.cumsum(-1)[..., :-1] - self.bound
+        knots = F.pad(F.pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
         # softplus(0 + shift) + least = 1: zero parameters are the identity
-        shift = torch.log(torch.expm1(torch.tensor(1.0 - self.least, dtype=torch.float64))).item()
-        inner = F.softplus(slopes + shift) + self.least
-        return self._cumulated(widths), self._cumulated(heights), F.pad(inner, (1, 1), value=1.0)
-
-    def _cumulated(self, raw: Tensor) -> Tensor:
-        parts = self.least + (1 - self.least * self.bins) * raw.softmax(-1)
-        inner = parts.cumsum(-1)[..., :-1]
-        inner = 2 * self.bound * inner - self.bound
-        return F.pad(F.pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
+        shift = math.log(math.expm1(1 - self.least))
+        return knots, F.pad(F.softplus(slopes + shift) + self.least, (1, 1), value=1.0)
 
 
 def _bin_of(value: Tensor, knots: Tensor) -> Tensor:
@@ -139,8 +135,11 @@ def _bin_of(value: Tensor, knots: Tensor) -> Tensor:
     return (value[..., None] >= knots[..., 1:-1]).sum(-1)
 
 
-def _at(k: Tensor, knots: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+def _at(k: Tensor, knots: Tensor, derivatives: Tensor) -> tuple[Tensor, ...]:
     """x_k, width, y_k, height, and the derivatives at both ends, of the bins k (...)."""
     ends = torch.stack([k, k + 1], dim=-1)
-    x, y, d = (values.gather(-1, ends).unbind(-1) for values in knots)
-    return x[0], x[1] - x[0], y[0], y[1] - y[0], d[0], d[1]
+    x, x_next, y, y_next = (
+        knots.gather(-1, ends.unsqueeze(-2).expand(*k.shape, 2, 2)).flatten(-2).unbind(-1)
+    )
+    d, d_next = derivatives.gather(-1, ends).unbind(-1)
+    return x, x_next - x, y, y_next - y, d, d_next

@@ -22,12 +22,12 @@ class ActNorm(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
-        y = (x + _as(self.bias, x)) * _as(self.log_scale, x).exp()
+        y = (x + _as(self.bias, x)) * _as(self.log_scale.exp(), x)
         places = math.prod(x.shape[2:])
-        return y, zeros(x) + places * self.log_scale.sum()
+        return y, _everywhere(places * self.log_scale.sum(), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        return y * (-_as(self.log_scale, y)).exp() - _as(self.bias, y)
+        return y * _as((-self.log_scale).exp(), y) - _as(self.bias, y)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
@@ -62,21 +62,21 @@ class InvertibleLinear(Bijection):
         self.log_s = nn.Parameter(s.abs().log().to(dtype))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
-        L, U = self._factors()
+        U = self._upper()
+        LU = torch.addmm(U, self.lower.tril(-1), U)
         places = math.prod(x.shape[2:])
-        return _mixed(self.permutation @ L @ U, x), zeros(x) + places * self.log_s.sum()
+        return _mixed(self.permutation @ LU, x), _everywhere(places * self.log_s.sum(), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        L, U = self._factors()
         inverse = torch.linalg.solve_triangular(
-            U, torch.linalg.solve_triangular(L, self.permutation.T, upper=False), upper=True
+            self.lower, self.permutation.T, upper=False, unitriangular=True
         )
+        inverse = torch.linalg.solve_triangular(self._upper(), inverse, upper=True)
         return _mixed(inverse, y)
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        identity = torch.eye(len(self.log_s), dtype=self.log_s.dtype, device=self.log_s.device)
-        diagonal = torch.diag(self.sign * self.log_s.exp())
-        return self.lower.tril(-1) + identity, self.upper.triu(1) + diagonal
+    def _upper(self) -> Tensor:
+        """U + diag(s)."""
+        return self.upper.triu(1).diagonal_scatter(self.sign * self.log_s.exp())
 
 
 class Permutation(Bijection):
@@ -102,11 +102,16 @@ def _as(vector: Tensor, x: Tensor) -> Tensor:
     return vector.reshape(-1, *[1] * (x.ndim - 2))
 
 
+def _everywhere(log_det: Tensor, x: Tensor) -> Tensor:
+    """() -> (B,), the same for each row of x, in float32 at least."""
+    return log_det.to(torch.promote_types(x.dtype, torch.float32)).expand(len(x))
+
+
 def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
     """The matrix (C, C) times the channels of x (B, C, ...)."""
     if x.ndim == 2:
         return x @ matrix.T
-    return (matrix @ x.flatten(2)).reshape(x.shape)
+    return (x.movedim(1, -1) @ matrix.T).movedim(-1, 1)
 
 
 @torch.no_grad()

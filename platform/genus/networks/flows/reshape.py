@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +13,7 @@ class Squeeze(Bijection):
     """(B, C, H, W) -> (B, 4 C, H / 2, W / 2): each 2 x 2 block becomes four channels."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
+        x = x.contiguous(memory_format=torch.channels_last)
         return F.pixel_unshuffle(x, 2), zeros(x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:

@@ -18,8 +18,24 @@ from torch import Tensor, nn
 from genus.errors import ConfigError
 from genus.networks.flows.bijection import Bijection, Chain, Transformed, row_sum, zeros
 
-Cache = list[tuple[Tensor, Tensor]]
-"""Keys and values (B, heads, patches so far, head width) of each layer."""
+
+class Cache:
+    """Keys and values of one layer for the patches so far; memory for ``count`` is taken once.
+
+    They are written in place, so that a backward pass through an inverse raises RuntimeError.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.used = count, 0
+        self.kv: Tensor | None = None
+
+    def join(self, kv: Tensor) -> Tensor:
+        """Those of one more patch, (2, B, heads, 1, head width) -> of all so far."""
+        if self.kv is None:
+            self.kv = kv.new_empty(*kv.shape[:3], self.count, kv.shape[4])
+        self.kv[:, :, :, self.used] = kv[:, :, :, 0]
+        self.used += 1
+        return self.kv[:, :, :, : self.used]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +74,20 @@ class TarFlowConfig:
                 )
             )
         return Chain([*maps, Flat(count)])
+
+
+def guided_inverse(
+    flow: Bijection, y: Tensor, context: Tensor, nothing: Tensor, weight: float
+) -> Tensor:
+    """The inverse of a TarFlow with each ``MetaBlock`` guided."""
+    if isinstance(flow, MetaBlock):
+        return flow.guided_inverse(y, context, nothing, weight)
+    if not isinstance(flow, Chain):
+        return flow.inverse(y, context)
+    for one in reversed(flow.maps):
+        assert isinstance(one, Bijection)
+        y = guided_inverse(one, y, context, nothing, weight)
+    return y
 
 
 class Patches(Bijection):
@@ -116,27 +146,47 @@ class MetaBlock(Bijection):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
         x = self._turned(x)
-        out = self._network(x[:, :-1], 0, context, None)
+        out = self.predict(x[:, :-1], self.places(context)[..., :-1, :])
         a, b = F.pad(out, (0, 0, 1, 0)).to(x.dtype).chunk(2, dim=2)  # nothing precedes patch 0
         return self._turned((x - b) * (-a).exp()), -row_sum(a)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        return self._inverse(y, self.places(context), 1.0)
+
+    def guided_inverse(self, y: Tensor, context: Tensor, nothing: Tensor, weight: float) -> Tensor:
+        """With a and b moved away from what they are without a class, by ``weight`` times their
+        difference (Zhai et al. 2024, section 3.5); ``nothing`` (B, F) is the context of no class.
+        """
+        return self._inverse(y, self.places(torch.cat([context, nothing])), weight)
+
+    def _inverse(self, y: Tensor, places: Tensor, weight: float) -> Tensor:
+        """``places`` of y's rows; or of twice as many, once with and once without the class."""
         y = self._turned(y)
-        caches: list[Cache] = [[] for _ in self.layers]
+        count = y.shape[1]
+        copies = len(places) // len(y) if places.ndim == 3 else 1
+        caches = [Cache(count - 1) for _ in self.layers]
         patches = [y[:, :1]]
-        for i in range(1, y.shape[1]):
-            out = self._network(patches[-1], i - 1, context, caches)
+        for i in range(1, count):
+            last = patches[-1].repeat(copies, 1, 1)
+            out = self.predict(last, places[..., i - 1 : i, :], caches)
+            if copies == 2:
+                out, free = out.chunk(2)
+                out = torch.lerp(free, out, weight)
             a, b = out.to(y.dtype).chunk(2, dim=2)
-            patches.append(y[:, i : i + 1] * a.exp() + b)
+            patches.append(torch.addcmul(b, y[:, i : i + 1], a.exp()))
         return self._turned(torch.cat(patches, dim=1))
 
-    def _network(
-        self, x: Tensor, first: int, context: Tensor | None, caches: list[Cache] | None
-    ) -> Tensor:
-        """(B, n, D) patches from number ``first`` on -> (B, n, 2 D): a and b of the next ones."""
-        h = self.embed(x) + self.positions[first : first + x.shape[1]]
-        if self.context is not None:
-            h = h + self.context(context)[:, None]
+    def places(self, context: Tensor | None) -> Tensor:
+        """(N, width) or (B, N, width): what the embedding of each patch has added to it."""
+        if self.context is None:
+            return self.positions
+        embedded: Tensor = self.context(context)
+        return embedded[:, None] + self.positions
+
+    def predict(self, x: Tensor, places: Tensor, caches: list[Cache] | None = None) -> Tensor:
+        """(B, n, D) patches -> (B, n, 2 D): a and b of the ones after them. With caches, x is the
+        one patch that follows those in them."""
+        h = self.embed(x) + places
         for number, layer in enumerate(self.layers):
             h = layer(h, None if caches is None else caches[number])
         out: Tensor = self.last(self.norm(h))
@@ -162,11 +212,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """x (B, n, width). With a cache, x is the one patch that follows those in it, and joins."""
-        q, k, v = rearrange(self.qkv(self.norm0(x)), "b n (s h d) -> s b h n d", s=3, h=self.heads)
-        if cache is not None:
-            if cache:
-                k, v = (torch.cat(pair, dim=2) for pair in zip(cache[0], (k, v), strict=True))
-            cache[:] = [(k, v)]
+        qkv = rearrange(self.qkv(self.norm0(x)), "b n (s h d) -> s b h n d", s=3, h=self.heads)
+        q, (k, v) = qkv[0], qkv[1:] if cache is None else cache.join(qkv[1:])
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None)
         x = x + self.out(rearrange(attended, "b h n d -> b n (h d)"))
         out: Tensor = x + self.mlp(self.norm1(x))

@@ -51,7 +51,7 @@ class VectorFlowConfig:
             hidden = [self.width] * self.depth
             return MaskedAutoregressive(dims, self._transform(), hidden, features)
         make = partial(MLP, width=self.width, depth=self.depth, features=features)
-        return Coupling(dims, self._transform(), make, second)
+        return Coupling(dims, self._transform(), make, second, both=self.kind == "nsf")
 
     def _transform(self) -> Elementwise:
         if self.kind in ("nsf", "maf-nsf"):
@@ -61,6 +61,6 @@ class VectorFlowConfig:
     def _mix(self, dims: int) -> Bijection:
         if self.kind == "nice":  # the halves alternate
             return Chain([])
-        if self.kind.startswith("maf"):
+        if self.kind == "maf":
             return Permutation(torch.arange(dims).flip(0))
         return InvertibleLinear(dims)

@@ -1,0 +1,134 @@
+"""``genus evaluate``: sample quality, likelihood and round trip of a trained model."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from genus.arguments import device_of, labels_of, model_of, options_of, reference_of, samples_of
+from genus.data import datasets
+from genus.data.batch import Batch
+from genus.data.manifest import Manifest
+from genus.data.stream import DataConfig, iterate_once
+from genus.errors import ConfigError
+from genus.evaluate.features import efficientnet_lite0
+from genus.evaluate.kept import keep
+from genus.evaluate.measure import likelihood_figure, sample_quality
+from genus.evaluate.passport import Figure, Passport
+from genus.evaluate.round_trip import round_trip_figures
+from genus.model import Model, in_double
+from genus.objectives.phase import CanEncode, CanLogDensity, CanSample, LogDensity
+from genus.round_trip import round_trip
+from genus.samplers.likelihood import ODELikelihood
+
+SAMPLES, ROUND_TRIPS = 2000, 500
+"""Where the command leaves it open."""
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Distances to the reference, likelihood and round trip, printed and kept in
+    RUN/evaluations/."""
+    model = model_of(arguments)
+    data = reference_of(model, arguments.reference)
+    reference = Manifest.load(datasets.resolve(data.url))
+    if arguments.double and model.objective.traits.density != "exact":
+        raise ConfigError(
+            f"--double is for exact densities, and this model's is of the kind "
+            f"'{model.objective.traits.density}': float64 would not make it exact"
+        )
+    known: dict[str, Any] = {
+        "progress": model.samples,
+        "ema": model.ema,
+        "seeds": (arguments.seed,),
+        "reference": data.url,
+        "reference_fingerprint": reference.fingerprint(),
+    }
+    figures = _quality(model, data, reference, arguments, known)
+    networks = model.networks
+    if arguments.double:
+        networks, known["precision"] = in_double(networks), "float64"
+    if arguments.trace is not None and hasattr(model.objective, "likelihood"):
+        model.objective.likelihood = ODELikelihood(trace=arguments.trace)
+    known["labels"] = "the test samples' own" if model.info.classes else None
+    count = arguments.likelihood
+    if count is None:  # nothing else can be measured of what is no image
+        count = 0 if model.info.resolution else sys.maxsize
+    if count and isinstance(model.objective, CanLogDensity):
+        densities = _log_densities(model, networks, _batches(data, count, arguments))
+        name, figure = likelihood_figure(densities, Passport(**known))
+        figures[name] = figure
+    is_exact = model.objective.traits.latent.startswith("exact")
+    if is_exact and isinstance(model.objective, CanEncode):
+        batches = _batches(data, count or ROUND_TRIPS, arguments)
+        errors = (round_trip(model.objective, networks, batch) for batch in batches)
+        is_image = bool(model.info.resolution)
+        figures |= round_trip_figures(errors, Passport(**known), levels=is_image)
+    if not figures:
+        raise ConfigError("nothing to measure: ask for --n samples or --likelihood images")
+    keep(figures, model)
+
+
+def _quality(
+    model: Model,
+    data: DataConfig,
+    reference: Manifest,
+    arguments: Namespace,
+    known: Mapping[str, Any],
+) -> dict[str, Figure]:
+    count = arguments.n
+    if count is None:
+        count = SAMPLES if model.info.resolution else 0
+    if not count or not isinstance(model.objective, CanSample):
+        return {}
+    if not model.info.resolution:
+        raise ConfigError("--n: features need images, and this run's data are none: leave it out")
+    options = options_of(arguments)
+    plan = model.objective.plan(options)
+    labels = labels_of(model, count, arguments.label)
+    passport = Passport(
+        **known,
+        sampler=plan.sampler,
+        nfe=plan.nfe,
+        guidance=plan.guidance,
+        labels=_how(labels, arguments.label),
+    )
+    # Padding that all images share would shrink every distance: it is cut before the features.
+    border = (model.info.resolution - reference.height) // 2 if data.fit == "pad" else 0
+    return sample_quality(
+        samples_of(model, arguments, labels, count, options),
+        (batch["image"] for batch in iterate_once(data, 500)),
+        efficientnet_lite0(border=max(0, border), device=device_of(arguments)),
+        passport,
+        count=count,
+        cache=datasets.data_root() / "features",
+    )
+
+
+def _how(labels: list[int] | None, label: int | None) -> str | None:
+    if labels is None:
+        return None
+    return "all classes in turn" if label is None else f"class {label} only"
+
+
+def _batches(data: DataConfig, count: int, arguments: Namespace) -> Iterator[Batch]:
+    return iterate_once(
+        data,
+        arguments.batch,
+        limit=count,
+        device=device_of(arguments),
+        seed=arguments.seed,
+    )
+
+
+def _log_densities(
+    model: Model, networks: Mapping[str, nn.Module], batches: Iterator[Batch]
+) -> Iterator[LogDensity]:
+    for batch in batches:
+        with torch.no_grad():
+            density: LogDensity = model.objective.log_density(networks, batch)
+        yield density

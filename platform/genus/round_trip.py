@@ -1,0 +1,75 @@
+"""Whether an exact code still is one: decode(encode(x)) against x while a model trains.
+
+In exact arithmetic every flow is invertible; in float32 a flow whose scales grow is not, and its
+samples and likelihoods are then worth nothing (Behrmann et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genus.data.batch import Batch
+from genus.data.stream import DataConfig, iterate_once
+from genus.objectives.phase import CanEncode
+from genus.run import Run
+
+LARGEST = 0.5
+"""Of an error that leaves every pixel level as it was."""
+
+
+def round_trip(objective: CanEncode, networks: Mapping[str, nn.Module], batch: Batch) -> Tensor:
+    """|decode(encode(x)) - x|, (B, ...): in pixel levels, not rounded, of uint8 images; of vectors
+    in the data's unit."""
+    label = batch.fields.get("label")
+    with torch.no_grad():
+        back = objective.decode(networks, objective.encode(networks, batch), label)
+    if "image" not in batch:
+        return (back - batch["vector"]).abs()
+    return ((back.double() + 1) * 127.5 - batch["image"]).abs()
+
+
+class RoundTrip:
+    """An evaluation for the loop: the largest error over some rows of the data, and a warning."""
+
+    name = "round trip"
+
+    def __init__(
+        self,
+        run: Run,
+        networks: Mapping[str, nn.Module],
+        objective: CanEncode,
+        *,
+        every: int,
+        data: DataConfig,
+        rows: int = 32,
+    ) -> None:
+        self.every = every
+        self._run, self._networks, self._objective = run, networks, objective
+        self._data, self._rows = replace(data, workers=0), rows
+        self._batch: Batch | None = None
+
+    def run(self, samples: int) -> Mapping[str, Any]:
+        """All ranks do the same: there is nothing to exchange."""
+        if self._batch is None:
+            device = self._run.world.device
+            rows = iterate_once(self._data, self._rows, limit=self._rows, device=device)
+            self._batch = next(iter(rows))
+        largest = float(round_trip(self._objective, self._networks, self._batch).max())
+        is_image = "image" in self._batch
+        # a vector's scale is its data's: four digits are left of float32's seven
+        limit = LARGEST if is_image else 1e-3 * float(self._batch["vector"].abs().max())
+        drifts = not largest <= limit  # NaN drifts too
+        self._run.metrics.write({"samples": samples, "round_trip": largest})
+        if drifts:
+            unit = " levels" if is_image else ""
+            self._run.say(
+                f"warning: the flow's inverse drifts: decode(encode(x)) is off by {largest:.3g}"
+                f"{unit} (of at most {limit:.3g}); samples and likelihood lose their meaning: "
+                "try a lower optim.lr, or train.precision=fp32"
+            )
+        return {"largest": largest, "drifts": drifts}
