@@ -61,6 +61,6 @@ class VectorFlowConfig:
     def _mix(self, dims: int) -> Bijection:
         if self.kind == "nice":  # the halves alternate
             return Chain([])
-        if self.kind == "maf":
+        if self.kind.startswith("maf"):
             return Permutation(torch.arange(dims).flip(0))
         return InvertibleLinear(dims)
