@@ -1,0 +1,1 @@
+"""Convolutional autoregressive networks of images."""
