@@ -6,7 +6,10 @@ Every model gets the same standardised samples in the same order, layers, bins, 
 splines, hidden layers, Adam, learning rates and steps; only its own initialisation differs with the
 seed, and each model has its own way of mixing dimensions. The peers' widths are those that bring
 their parameter counts closest to ours. Test NLL is in nats on 20,000 held-out points, the mean of
-three seeds, beside the true density's on the same points, which no model beats but by chance.
+the seeds, beside the true density's on the same points, which no model beats but by chance.
+
+The learning rate is the one of 0.002, 0.005 and 0.01 that suits ours and zuko's best on a draw of
+other points; there our initialisation and mixing were chosen, too.
 
 ``ratio`` is exp(peer's NLL - ours), the ratio of perplexities; ``ratio_error`` is its standard
 error over the seeds. In 2-D zuko's coupling (``passes=2``) is its autoregressive flow.
@@ -33,7 +36,7 @@ from genus.networks.flows.bijection import Bijection
 from genus.networks.flows.vector import VectorFlowConfig
 
 LAYERS, WIDTH, HIDDEN, BINS, BOUND = 4, 64, 3, 8, 5.0
-TRAIN, TEST, BATCH, RATE = 50_000, 20_000, 256, 2e-3
+TRAIN, TEST, BATCH, RATE = 50_000, 20_000, 256, 5e-3
 Density = Callable[[Tensor], Tensor]
 """(B, 2) -> log density (B,)."""
 
@@ -226,7 +229,7 @@ def main() -> None:
     torch.set_num_threads(1)
     densities = args.density or (NAMES[:1] if args.quick else NAMES)
     steps = args.steps or (60 if args.quick else 1000)
-    seeds = args.seeds or (2 if args.quick else 3)
+    seeds = args.seeds or (2 if args.quick else 6)
     for name in densities:
         for kind in CASES:
             for row in rows(name, kind, steps, seeds):

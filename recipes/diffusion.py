@@ -44,6 +44,7 @@ from genus.parallel import World
 from genus.run import Run, RunConfig, describe, errors_as_messages
 from genus.samplers.draw import SamplingConfig
 from genus.sampling import SampleGrid
+from genus.validation import Validation
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
 
@@ -160,7 +161,10 @@ def main() -> None:
             grid = SampleGrid(
                 run, networks, objective, every=cfg.train.sample_every, classes=stream.info.classes
             )
-            train(run, networks, objective, stream, cfg.train, cfg.optim, cfg.ema, [grid], cost)
+            often = cfg.train.validate_every
+            loss = Validation(run, networks, objective, every=often, data=cfg.data, rows=100)
+            parts = cfg.train, cfg.optim, cfg.ema, [grid, loss], cost
+            train(run, networks, objective, stream, *parts)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from genus.parallel import World
 from genus.round_trip import RoundTrip
 from genus.run import Run, RunConfig, describe, errors_as_messages
 from genus.sampling import SampleGrid
+from genus.validation import Validation
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
 
@@ -79,7 +80,8 @@ K, M = 1_000, 1_000_000
 def run_of(samples: int, batch: int, optim: AdamWConfig, **parts: Any) -> Config:
     """A run of that length, with cadences to match."""
     every = TrainConfig(samples=samples, batch=batch, status_every=samples // 40,
-                        sample_every=samples // 4, checkpoint_every=samples // 8)
+                        sample_every=samples // 4, validate_every=samples // 8,
+                        checkpoint_every=samples // 8)
     return Config(train=every, optim=optim, **parts)
 
 
@@ -96,9 +98,9 @@ PRESETS = {
         network=GlowConfig(steps=2, levels=2, width=16),
     ),
     "fashion": run_of(
-        64 * K, 32, AdamWConfig(lr=1e-3, schedule=ScheduleConfig(kind="cosine", warmup=3_200)),
+        128 * K, 32, AdamWConfig(lr=1e-2, schedule=ScheduleConfig(kind="cosine", warmup=3_200)),
         data=DataConfig(url="fashion-mnist", size=32),
-        network=GlowConfig(steps=8, levels=3, width=96),
+        network=GlowConfig(steps=12, levels=3, width=64), logit=1e-5,
     ),
     "nice-mnist": run_of(
         90 * M, 128, AdamWConfig(lr=1e-3, betas=(0.9, 0.99)),
@@ -178,11 +180,12 @@ def main() -> None:
                 batch = first_batch(cfg.data, count, cfg.run.seed, world.device)
                 objective.initialise(networks, batch)
                 run.event("initialised", samples=0)
-            every = cfg.train.sample_every
+            every, often = cfg.train.sample_every, cfg.train.validate_every
             shown: dict[str, Any] = {"classes": info.classes, "dims": info.dims}
             evaluations = [
                 SampleGrid(run, networks, objective, every=every, **shown),
                 RoundTrip(run, networks, objective, every=every, data=cfg.data),
+                Validation(run, networks, objective, every=often, data=cfg.data),
             ]
             parts = cfg.train, cfg.optim, cfg.ema, evaluations, cost
             train(run, networks, objective, stream, *parts)

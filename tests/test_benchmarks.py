@@ -21,7 +21,7 @@ SCRIPTS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if "--quick" in p
 
 
 def test_the_benchmarks_are_there() -> None:
-    speed = {"loop_overhead", "train_step", "stream", "glow", "tarflow_inverse"}
+    speed = {"loop_overhead", "train_step", "stream", "glow", "tarflow_inverse", "transformer"}
     expected = speed | {"shuffle_quality", "flow_densities"}
     assert expected <= {path.stem for path in SCRIPTS}
 

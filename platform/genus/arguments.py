@@ -6,17 +6,16 @@ import dataclasses
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from genus.data import datasets
 from genus.data.stream import DataConfig
 from genus.errors import ConfigError
 from genus.model import Model, load_model
 from genus.objectives.phase import SampleOptions
 from genus.sampling import grid_labels, sample_batches
+from genus.validation import held_out
 
 
 def device_of(arguments: Namespace) -> torch.device:
@@ -44,6 +43,9 @@ def options_of(arguments: Namespace) -> SampleOptions:
         guidance=arguments.guidance,
         method=arguments.method,
         temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
         guide=guide,
     )
 
@@ -72,11 +74,9 @@ def check_images(model: Model, command: str) -> None:
 
 def reference_of(model: Model, url: str | None) -> DataConfig:
     """The run's data config on the asked set; else on the test split beside its own, if any."""
-    data: DataConfig = model.config.data
-    test = f"{data.url}/test"
     if url is None:
-        has_test = data.url in datasets.BUILT_IN or (Path(test) / "manifest.json").exists()
-        url = test if has_test else data.url
+        test = held_out(model.config.data)
+        url = test.url if test else model.config.data.url
     return dataclasses.replace(plain(model), url=url, also=(), weights=())
 
 

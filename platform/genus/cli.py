@@ -39,10 +39,14 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="draw samples from a run")
     _run_arguments(sample)
     _drawing_arguments(sample)
-    sample.add_argument("--n", type=_positive, default=64, help="number of samples")
+    sample.add_argument("--n", type=_positive, help="number of samples (default: 64; text: 1)")
     sample.add_argument(
-        "--out", type=Path, default=Path("samples.png"), help=".png grid (vectors: plot) or .npz"
+        "--out",
+        type=Path,
+        help=".png grid (vectors: plot) or .npz (default: samples.png); text: default: shown",
     )
+    sample.add_argument("--prompt", help="text to go on from")
+    sample.add_argument("--length", type=_positive, help="tokens (default: what fills a window)")
     sample.add_argument(
         "--columns", type=int, default=0, help="grid columns (0: one a class, or 8)"
     )
@@ -139,8 +143,11 @@ def _drawing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="sampler (as in sampling.method)")
     parser.add_argument("--guidance", type=float, help="guidance weight (1: none)")
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="scale of the base's noise, where it has one"
+        "--temperature", type=float, metavar="T", help="of families with a base or levels or tokens"
     )
+    parser.add_argument("--top-k", type=int, help="tokens: of the k most probable")
+    parser.add_argument("--top-p", type=float, help="tokens: of the nucleus of probability p")
+    parser.add_argument("--min-p", type=float, help="tokens: p times as probable as the best")
     _class_argument(parser)
 
 
@@ -151,7 +158,7 @@ def _class_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    from genus.commands import sample
+    from genus.commands_sample import sample
 
     sample(arguments)
 

@@ -11,10 +11,7 @@ from typing import Any
 def add_data_commands(commands: Any) -> None:
     """``commands`` is argparse's subparsers object."""
     fetch = commands.add_parser("fetch", help="get a built-in data set and pack it into shards")
-    fetch.add_argument(
-        "name",
-        help="fashion-mnist, mnist-5k, breast-cancer, 8-gaussians, checkerboard or two-moons",
-    )
+    fetch.add_argument("name", help="of a built-in data set (docs/data.md), or gpt2: a tokenizer")
     fetch.add_argument("--root", type=Path, help="where to put it (default: $GENUS_DATA or ./data)")
     fetch.add_argument(
         "--source", type=Path, help="folder with the original files, if you have them"
@@ -37,16 +34,7 @@ def add_data_commands(commands: Any) -> None:
     )
     pack.set_defaults(run=_pack)
 
-    text = commands.add_parser("pack-text", help="pack UTF-8 text or .jsonl files as tokens")
-    text.add_argument("files", type=Path, nargs="+")
-    text.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    text.add_argument(
-        "--tokenizer", default="bytes", help="'bytes', or a Hugging Face tokenizer.json"
-    )
-    text.add_argument("--end", default="", help="the tokenizer's token that ends a document")
-    text.add_argument("--separator", default="", help="what separates documents within a file")
-    text.add_argument("--field", default="text", help="the text in a line of a .jsonl file")
-    text.set_defaults(run=_pack_text)
+    _add_text_commands(commands)
 
     index = commands.add_parser("index", help="index webdataset shards made elsewhere")
     index.add_argument("url", help="folder or bucket with *.tar; the index is written beside them")
@@ -65,9 +53,51 @@ def add_data_commands(commands: Any) -> None:
     inspect.set_defaults(run=_inspect)
 
 
+def _add_text_commands(commands: Any) -> None:
+    tokens = commands.add_parser(
+        "tokens", aliases=["pack-text"], help="pack UTF-8 text or .jsonl files as tokens"
+    )
+    _add_text(tokens)
+    tokens.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    tokens.add_argument(
+        "--tokenizer",
+        default="bytes",
+        help="'bytes', 'characters' (those that occur), 'gpt2', or a Hugging Face tokenizer.json",
+    )
+    tokens.add_argument("--end", default="", help="the tokenizer's token that ends a document")
+    tokens.add_argument(
+        "--validation",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="the last share of the tokens goes to OUT/test, the others to OUT/train",
+    )
+    tokens.add_argument("--workers", type=int, default=1, help="processes that share the work")
+    tokens.set_defaults(run=_tokens)
+
+    train = commands.add_parser("train-tokenizer", help="train a byte-level BPE tokenizer on text")
+    _add_text(train)
+    train.add_argument("--out", type=Path, required=True, help="the tokenizer.json to write")
+    train.add_argument("--vocabulary", type=int, default=8192, help="how many tokens it gets")
+    train.add_argument("--end", default="<|endoftext|>", help="its token that ends documents")
+    train.set_defaults(run=_train_tokenizer)
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", type=Path, nargs="+", metavar="TEXT")
+    parser.add_argument("--separator", default="", help="what separates documents within a file")
+    parser.add_argument("--field", default="text", help="the text in a line of a .jsonl file")
+
+
 def _fetch(arguments: argparse.Namespace) -> None:
     from genus.data.datasets import fetch
+    from genus.data.text import GPT2
 
+    if arguments.name == GPT2:
+        from genus.data.gpt2 import fetch_gpt2
+
+        print(fetch_gpt2(arguments.root, arguments.source))
+        return
     fetch(arguments.name, arguments.root, arguments.source)
 
 
@@ -88,13 +118,28 @@ def _pack(arguments: argparse.Namespace) -> None:
     pack_vectors(table, arguments.out, shard_size=size, place=str(source))
 
 
-def _pack_text(arguments: argparse.Namespace) -> None:
-    from genus.data.pack_tokens import pack_text
+def _tokens(arguments: argparse.Namespace) -> None:
+    from genus.data.pack_text import pack_text
 
     pack_text(
         arguments.files,
         arguments.out,
         tokenizer=arguments.tokenizer,
+        end=arguments.end,
+        separator=arguments.separator,
+        field=arguments.field,
+        validation=arguments.validation,
+        workers=arguments.workers,
+    )
+
+
+def _train_tokenizer(arguments: argparse.Namespace) -> None:
+    from genus.data.train_tokenizer import train_tokenizer
+
+    train_tokenizer(
+        arguments.files,
+        arguments.out,
+        vocabulary=arguments.vocabulary,
         end=arguments.end,
         separator=arguments.separator,
         field=arguments.field,

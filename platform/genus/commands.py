@@ -1,54 +1,18 @@
-"""What the ``genus`` subcommands do with a run folder: sample, runs, curves, show.
+"""What the ``genus`` subcommands tell of run folders: runs, curves, show.
 
-``commands_evaluate``, ``commands_interpolate`` and ``commands_anomaly`` hold the others.
+``commands_sample``, ``_evaluate``, ``_interpolate`` and ``_anomaly`` hold those that need a model.
 """
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from genus.arguments import labels_of, model_of, options_of, samples_of
-from genus.atomic import replacing
 from genus.checkpoint_reader import published
 from genus.evaluate.curves import save_curves
-from genus.evaluate.grid import save_grid
 from genus.evaluate.kept import last_figures, short
 from genus.provenance import recipe_of
-from genus.sampling import grid_columns
 from genus.tracking import read_bad_samples, read_events, read_metrics
-
-
-def sample(arguments: Namespace) -> None:
-    """Draw samples into a picture or an .npz with ``labels`` (-1: none).
-
-    Images: a PNG grid, or uint8 ``images`` (N, C, H, W); vectors: a PNG scatter plot, or float32
-    ``vectors`` (N, D).
-    """
-    model, options = model_of(arguments), options_of(arguments)
-    plan = model.objective.plan(options)  # refuses before anything is drawn
-    labels = labels_of(model, arguments.n, arguments.label)
-    drawn = torch.cat(list(samples_of(model, arguments, labels, arguments.n, options)))
-    is_image = drawn.ndim == 4
-    if arguments.out.suffix == ".npz":
-        shown = np.full(len(drawn), -1) if labels is None else np.asarray(labels)
-        with replacing(arguments.out) as temporary, temporary.open("wb") as file:
-            if is_image:
-                np.savez_compressed(file, images=drawn.numpy(), labels=shown)
-            else:
-                np.savez_compressed(file, vectors=drawn.numpy(), labels=shown)
-    elif is_image:
-        columns = arguments.columns or grid_columns(model.info.classes)
-        save_grid(drawn, arguments.out, columns)
-    else:
-        from genus.evaluate.scatter import save_scatter
-
-        save_scatter(drawn, arguments.out)
-    print(f"{arguments.out}: {len(drawn)} samples, {plan}, ema {model.ema}")
 
 
 def list_runs(root: Path) -> None:

@@ -54,6 +54,8 @@ class TrainConfig:
     """Metrics row and log line."""
     sample_every: int = 0
     """Sample grid in the run folder."""
+    validate_every: int = 0
+    """Likelihood of held-out data, of families that have one."""
     checkpoint_every: int = 100_000
     """Checkpoint; one more is written at the end and on SIGTERM or SIGUSR1."""
     keep_last: int = 2

@@ -17,6 +17,7 @@ from genus.data.batch import Batch
 from genus.data.stream import DataConfig, iterate_once
 from genus.objectives.phase import CanEncode
 from genus.run import Run
+from genus.sampling import evaluating
 
 LARGEST = 0.5
 """Of an error that leaves every pixel level as it was."""
@@ -26,7 +27,7 @@ def round_trip(objective: CanEncode, networks: Mapping[str, nn.Module], batch: B
     """|decode(encode(x)) - x|, (B, ...): in pixel levels, not rounded, of uint8 images; of vectors
     in the data's unit."""
     label = batch.fields.get("label")
-    with torch.no_grad():
+    with evaluating(networks), torch.no_grad():
         back = objective.decode(networks, objective.encode(networks, batch), label)
     if "image" not in batch:
         return (back - batch["vector"]).abs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,23 +30,32 @@ def sample_batches(
     options: SampleOptions | None = None,
     batch: int = 100,
 ) -> Iterator[Tensor]:
-    """uint8 images (<= batch, C, H, W), or float32 vectors (<= batch, D) as they are drawn.
+    """uint8 images (<= batch, C, H, W); float32 vectors (<= batch, D) or int64 tokens
+    (<= batch, T) as they are drawn.
 
     Sample i depends on (seed, i) and its label only.
     """
-    modes = {name: network.training for name, network in networks.items()}
-    for network in networks.values():
-        network.eval()
-    try:
+    with evaluating(networks), torch.no_grad():
         for start in range(0, len(indices), batch):
             part = indices[start : start + batch]
             draws = Draws.of([seed_of(seed, "sample", i) for i in part], device=device)
             label = None
             if labels is not None:
                 label = torch.tensor(labels[start : start + batch], device=device)
-            with torch.no_grad():
-                drawn = objective.sample(networks, draws, label, options or SampleOptions())
-            yield to_levels(drawn) if drawn.ndim == 4 else drawn.float()
+            drawn = objective.sample(networks, draws, label, options or SampleOptions())
+            if drawn.ndim == 4:
+                drawn = to_levels(drawn)
+            yield drawn.float() if drawn.is_floating_point() else drawn
+
+
+@contextmanager
+def evaluating(networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Without dropout; afterwards each network is as it was."""
+    modes = {name: network.training for name, network in networks.items()}
+    for network in networks.values():
+        network.eval()
+    try:
+        yield
     finally:
         for name, network in networks.items():
             network.train(modes[name])

@@ -21,7 +21,7 @@ from genus.data.batch import Batch
 from genus.data.index import index_folder
 from genus.data.manifest import Manifest
 from genus.data.pack import pack
-from genus.data.pack_tokens import pack_text
+from genus.data.pack_text import pack_text
 from genus.data.quarantine import Entry
 from genus.data.store import Folder
 from genus.data.stream import DataConfig, Stream, open_stream

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genus.data import text
+from genus.data import documents as documents_module
 from genus.data.manifest import Manifest
-from genus.data.pack_tokens import pack_text, pack_tokens
+from genus.data.pack_text import pack_text
+from genus.data.pack_tokens import pack_tokens
 from genus.data.store import Folder
 from genus.data.token_shard import BLOCK, TokenIndex
 from genus.errors import DataError
@@ -143,7 +144,7 @@ def test_shakespeare_as_bytes(tmp_path: Path) -> None:
 
 
 def test_documents_of_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "_CHUNK", 5)  # separators and characters lie across chunks
+    monkeypatch.setattr(documents_module, "PIECE", 5)  # separators and characters lie across chunks
     (tmp_path / "a.txt").write_bytes("ü\r\n\u2028x<end>\n<end><end>last".encode())
     (tmp_path / "b.txt").write_bytes(b"")
     lines = [{"text": "one\nline"}, {"text": "", "x": 1}, {"text": "zwölf\u2028"}]

@@ -59,7 +59,7 @@ class IdxFiles:
         sources: dict[str, Callable[[], Path]] = {
             f"the installed package {self.package}": lambda: Path("/") / self.installed,
             f"apt-get download {self.package}": lambda: origins.from_apt(
-                self.package, self.installed, scratch
+                [self.package], self.installed, scratch
             ),
             f"its home page {self.home}": lambda: origins.from_home(
                 self.home, list(self.sha256), scratch / "home"

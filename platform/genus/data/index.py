@@ -24,7 +24,9 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from genus.data.decode import field_of
+from genus.data.index_sequences import extents, members_of, read_at, with_sequences
 from genus.data.manifest import MANIFEST, Manifest, Shard
+from genus.data.sequences import Extent
 from genus.data.shard_index import ShardIndex
 from genus.data.store import Folder, Store, open_store
 from genus.data.vectors import EXTENSION, Vector, read_into, read_vector
@@ -57,26 +59,30 @@ def index_folder(
     if not paths:
         raise DataError(f"{store.url} holds no *.tar files to index")
 
-    def work(path: str) -> tuple[Shard, ShardIndex, int]:
+    def work(path: str) -> tuple[Shard, ShardIndex, int, dict[str, Extent]]:
         with open_shard(store, path) as file:
             index = index_shard(file, f"{store.url}/{path}")
             dims = vector_length(file, index, f"{store.url}/{path}")
+            sequences = extents(file, index, f"{store.url}/{path}")
             file.seek(0)
             data = index.to_bytes()
             shard = Shard(path, len(index), *sha256_of(file), len(data))
         store.write(shard.index, data)
         progress(path)
-        return shard, index, dims
+        return shard, index, dims, sequences
 
     with ThreadPoolExecutor(THREADS) as pool:
-        shards, indexes, lengths = zip(*pool.map(work, paths), strict=True)
-    if not classes and MANIFEST in files:
+        shards, indexes, lengths, sequences = zip(*pool.map(work, paths), strict=True)
+    before: Manifest | None = None
+    if MANIFEST in files:
         try:
-            classes = Manifest.load(store).classes
+            before = Manifest.load(store)
         except DataError:  # this one replaces it
             pass
+    classes = classes or (before.classes if before else ())
     manifest = _summary(name or store.url.rpartition("/")[2], shards, indexes, classes)
     manifest = replace(manifest, dims=_one_length(store, paths, lengths))
+    manifest = with_sequences(manifest, sequences, before)
     manifest.save(store)
     return manifest
 
@@ -154,7 +160,7 @@ def _members(file: BinaryIO, place: str) -> Iterator[tuple[str, str, int, bytes]
                     continue
                 if member.issparse():
                     raise tarfile.ReadError(f"{member.name} is a sparse file")
-                data = _read_at(file, member.offset_data, member.size)
+                data = read_at(file, member.offset_data, member.size)
                 yield name[1], name[2].lower(), member.offset_data, data
             file.seek(tar.offset)  # tarfile takes a damaged header for the end
             if file.read(512).strip(b"\0"):
@@ -163,14 +169,6 @@ def _members(file: BinaryIO, place: str) -> Iterator[tuple[str, str, int, bytes]
         raise DataError(
             f"can't read the shard {place} ({error}): it must be a whole, uncompressed tar"
         ) from None
-
-
-def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    data = file.read(size)
-    if len(data) < size:
-        raise tarfile.ReadError("unexpected end of data")
-    return data
 
 
 def image_shape(data: bytes, place: str) -> tuple[int, int, int]:
@@ -190,13 +188,8 @@ def vector_length(file: BinaryIO, index: ShardIndex, place: str) -> int:
 
     DataError for one that can't be read or is of another length than those before it.
     """
-    extensions = index.extensions.tolist()
-    if EXTENSION not in extensions:
-        return 0
-    column = extensions.index(EXTENSION)
     found: Vector | None = None
-    for row in np.flatnonzero(index.size[:, column] >= 0).tolist():
-        data = _read_at(file, int(index.offset[row, column]), int(index.size[row, column]))
+    for data, member in members_of(file, index, EXTENSION):
         try:
             if found is None:
                 found = read_vector(data)
@@ -204,9 +197,7 @@ def vector_length(file: BinaryIO, index: ShardIndex, place: str) -> int:
             if not np.isfinite(found).all():
                 raise DataError("a vector with numbers that are not finite")
         except DataError as error:
-            raise DataError(
-                f"shard {place}, member {index.keys[row]}.{EXTENSION}: {error}; remove or mend it"
-            ) from None
+            raise DataError(f"shard {place}, member {member}: {error}; remove or mend it") from None
     return 0 if found is None else len(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from genus.data.decode import fields_of
@@ -15,6 +15,7 @@ from genus.errors import DataError
 MANIFEST = "manifest.json"
 _SHARD_FIELDS = ("url", "nsamples", "filesize", "checksum", "indexsize")
 _TOKEN_FIELDS = ("tokens", "vocabulary", "dtype", "end", "tokenizer")
+_PAIR_FIELDS = ("lengths", "source_vocabulary", "frame_features")
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,21 @@ class Manifest:
     tokens: int = 0
     """Tokens of a token data set, whose shards' nsamples count tokens; 0 for tar shards."""
     vocabulary: int = 0
-    """Tokens are 0..vocabulary-1."""
+    """Tokens are 0..vocabulary-1; of sequences those of the target."""
     dtype: str = ""
     """Of the stored tokens: uint16 or uint32."""
     end: int = -1
-    """The token that ends a document; -1: none."""
+    """The token that ends a document or a target; -1: none."""
     tokenizer: str = ""
     """"bytes", or the sha256 of tokenizer.json."""
     dims: int = 0
     """Numbers of each vector; 0 without vectors."""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Field of sequences -> length of the longest: tokens of source and target, frames."""
+    source_vocabulary: int = 0
+    """Tokens of sources are 0..source_vocabulary-1; 0 without them."""
+    frame_features: int = 0
+    """Numbers of a frame; 0 without frames."""
 
     def fingerprint(self) -> str:
         """A hash of all content and its order; the same wherever the folder lies."""
@@ -76,10 +83,12 @@ class Manifest:
         """Write manifest.json, atomically."""
         body = asdict(self)
         shards = body.pop("shards")
+        unused = {"dims"} if not self.dims else set()
+        if not self.lengths:
+            unused |= {*_PAIR_FIELDS}
         if not self.tokens:
-            body = {key: value for key, value in body.items() if key not in _TOKEN_FIELDS}
-        if not self.dims:
-            del body["dims"]
+            unused |= {"tokens", "dtype"} if self.lengths else {*_TOKEN_FIELDS}
+        body = {key: value for key, value in body.items() if key not in unused}
         body = {"__kind__": "wids-shard-index-v1", "wids_version": 1, **body, "shardlist": shards}
         store.write(MANIFEST, (json.dumps(body, indent=1) + "\n").encode())
 
@@ -101,7 +110,11 @@ class Manifest:
                 height=body["height"],
                 width=body["width"],
                 total=body["total"],
-                **{name: body[name] for name in (*_TOKEN_FIELDS, "dims") if name in body},
+                **{
+                    name: body[name]
+                    for name in (*_TOKEN_FIELDS, "dims", *_PAIR_FIELDS)
+                    if name in body
+                },
             )
         except UnreadableError:
             raise
@@ -146,13 +159,23 @@ class DataInfo:
     fingerprint: str
     """Hash of the data sets' content, their shares and the length of windows."""
     vocabulary: int = 0
-    """Of tokens; 0 without tokens."""
+    """Of tokens, or of target sequences; 0 without them."""
     length: int = 0
     """Of a window of tokens, which serves one more; 0 without tokens."""
     dropped: int = 0
     """Tokens an epoch at the ends of shards that are in no window."""
     dims: int = 0
     """Numbers of a vector; 0 without vectors."""
+    end: int = -1
+    """The token that ends documents and target sequences; -1: none."""
+    target_length: int = 0
+    """T, tokens of the longest target, its end token included; 0 without targets."""
+    source_length: int = 0
+    """S, tokens of the longest source, or frames; 0 without them."""
+    source_vocabulary: int = 0
+    """Of source sequences; 0 without them."""
+    frame_features: int = 0
+    """F, numbers of a frame; 0 without frames."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -184,6 +207,8 @@ def info_of(
     fields = ("tokens", "document") if first.tokens else tuple(fields_of(first.fields))
     if first.tokens and size < 1:
         raise DataError(f"{url} holds tokens: set data.size to the length of a window")
+    if "frames" in fields:
+        fields = (*fields, "frames_length")
     if "image" in fields and not size:
         size = _stored_size(manifests, url)
     if "vector" in fields and not first.dims:
@@ -191,6 +216,12 @@ def info_of(
             f"the manifest of {first.name} doesn't say how long its vectors are: make it again "
             "with 'genus data index'"
         )
+    for name in ("source", "target", "frames"):
+        if name in fields and not first.tokens and name not in first.lengths:
+            raise DataError(
+                f"the manifest of {first.name} doesn't say how long its {name} sequences are: make "
+                "it again with 'genus data index'"
+            )
     samples, dropped = [m.total for m in manifests], 0
     if first.tokens:
         shards = [[max(0, s.nsamples - 1) // size for s in m.shards] for m in manifests]
@@ -210,6 +241,13 @@ def info_of(
         length=size if first.tokens else 0,
         dropped=dropped,
         dims=first.dims,
+        end=first.end,
+        target_length=max(m.lengths.get("target", 0) for m in manifests),
+        source_length=max(
+            m.lengths.get(name, 0) for m in manifests for name in ("source", "frames")
+        ),
+        source_vocabulary=first.source_vocabulary,
+        frame_features=first.frame_features,
     )
 
 
@@ -219,7 +257,10 @@ def _check_alike(first: Manifest, other: Manifest) -> None:
         ("classes", first.classes, other.classes),
         ("vocabulary", first.vocabulary, other.vocabulary),
         ("tokenizer", first.tokenizer, other.tokenizer),
+        ("end token", first.end, other.end),
         ("numbers of a vector", first.dims, other.dims),
+        ("vocabulary of sources", first.source_vocabulary, other.source_vocabulary),
+        ("numbers of a frame", first.frame_features, other.frame_features),
     ):
         if one != two:
             raise DataError(

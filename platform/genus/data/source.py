@@ -17,11 +17,14 @@ from genus.data.decode import Array, Fit, Kind, decode_into, decode_member, stac
 from genus.data.open_shard import Fields
 from genus.data.order import Ids
 from genus.data.reader import Reader
+from genus.data.sequences import frames_into, sequence_into
 from genus.data.vectors import read_into
 from genus.errors import DataError
 
 Size = tuple[int, int]
 """Height and width of images, pixels."""
+FILLED = ("image", "vector", "sequence", "frames")
+"""Kinds that are decoded into a batch's own memory."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """Images, vectors, labels and whatever else lies beside them in tar shards."""
+    """Images, vectors, sequences, labels and whatever else lies beside them in tar shards."""
 
     reader: Reader
     fields: Mapping[str, Kind]
@@ -86,6 +89,10 @@ class Samples:
     fit: Fit
     dims: int = 0
     """Numbers of a vector."""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Field of sequences -> the longest of the data set, to which they are padded."""
+    frame_features: int = 0
+    """Numbers of a frame."""
 
     @property
     def sizes(self) -> Ids:
@@ -98,7 +105,11 @@ class Samples:
     @property
     def row_bytes(self) -> int:
         image = self.channels * self.size[0] * self.size[1]
-        return image + 4 * self.dims + 8 * len(self.fields)
+        rest = 4 * self.dims + 8 * len(self.fields)
+        for name, kind in self.fields.items():
+            if kind in ("sequence", "frames"):
+                rest += self.lengths[name] * (8 if kind == "sequence" else 4 * self.frame_features)
+        return image + rest
 
     def place(self, sample: int) -> str:
         return self.reader.place(sample)
@@ -111,8 +122,9 @@ class Samples:
         batches = {
             name: self._canvas(name, kind, len(ids), size)
             for name, kind in self.fields.items()
-            if kind in ("image", "vector")
+            if kind in FILLED
         }
+        frames_length: list[int] = []
         others: dict[str, list[Array]] = {
             name: [] for name in self.fields if name not in batches and name != "label"
         }
@@ -124,7 +136,7 @@ class Samples:
         # the usual case needs no more than its one array: this loop is the hot path
         rows = {name: batch.numpy() for name, batch in batches.items()}
         only = next(iter(rows.values())) if len(batches) == len(wanted) == 1 else None
-        fills = {name: self._fill(self.fields[name]) for name in batches}
+        fills = {name: self._fill(self.fields[name], frames_length) for name in batches}
         fill_only = next(iter(fills.values()), read_into)
         for row, found in enumerate(self.reader.read(ids)):
             try:
@@ -158,20 +170,34 @@ class Samples:
                 stacked[name] = self._stacked(name, kind, others[name])
             else:
                 stacked[name] = torch.from_numpy(np.array(labels, np.int64))
+        if "frames" in self.fields:
+            stacked["frames_length"] = torch.tensor(frames_length, dtype=torch.int64)
         return Loaded(request, stacked)
 
-    def _fill(self, kind: Kind) -> Callable[[bytes, NDArray[Any]], None]:
-        """What decodes a member into its row of a batch."""
-        if kind == "vector":
-            return read_into
+    def _fill(self, kind: Kind, lengths: list[int]) -> Callable[[bytes, NDArray[Any]], object]:
+        """What decodes a member into its row of a batch; of frames it notes in ``lengths`` how many
+        they are."""
+        match kind:
+            case "vector":
+                return read_into
+            case "sequence":
+                return sequence_into
+            case "frames":
+                return lambda data, out: lengths.append(frames_into(data, out))
         return partial(decode_into, channels=self.channels, fit=self.fit)
 
     def _canvas(self, name: str, kind: Kind, count: int, size: Size) -> Tensor:
-        """Images (count, C, H, W) uint8 or vectors (count, D) float32, still to be filled. In
-        memory channels lie innermost, as decoders give them: to spread them would take half as
-        long as decoding."""
-        if kind == "vector":
-            return canvas(name, (count, 4 * self.dims)).view(torch.float32)
+        """Images (count, C, H, W) uint8, vectors (count, D) or frames (count, S, F) float32, or
+        sequences (count, S) int64, still to be filled. In memory channels lie innermost, as
+        decoders give them: to spread them would take half as long as decoding."""
+        match kind:
+            case "vector":
+                return canvas(name, (count, 4 * self.dims)).view(torch.float32)
+            case "sequence":
+                return canvas(name, (count, 8 * self.lengths[name])).view(torch.int64)
+            case "frames":
+                shape = (count, self.lengths[name], 4 * self.frame_features)
+                return canvas(name, shape).view(torch.float32)
         return canvas(name, (count, *size, self.channels)).permute(0, 3, 1, 2)
 
     def _infinite(self, vectors: Tensor, ids: Ids) -> dict[int, DataError]:

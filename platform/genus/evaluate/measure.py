@@ -90,7 +90,8 @@ def likelihood_figure(
     log_densities: Iterable[LogDensity], passport: Passport
 ) -> tuple[str, Figure]:
     """The figure's name, and the mean negative log density of all rows with its standard error:
-    ``bits/dim``, -log2 p / dims, or ``nll``, -ln p in nats a row, as ``LogDensity.unit`` says.
+    ``bits/dim``, -log2 p / dims, or ``nll``, -ln p in nats a row or token, as ``LogDensity.unit``
+    says.
 
     The rows' own estimation errors are part of their scatter, hence of the standard error. The
     passport's ``likelihood`` says the kind: for "lower bound" the figure is an upper bound.
@@ -121,7 +122,13 @@ def likelihood_figure(
 def surprise(density: LogDensity) -> Tensor:
     """(B,) float64 on the host: each row's negative log density in ``density.unit``."""
     nats = -density.nats.double().cpu()
-    return nats / (density.dims * math.log(2)) if density.unit == "bits/dim" else nats
+    match density.unit:
+        case "bits/dim":
+            return nats / (density.dims * math.log(2))
+        case "nats/token":
+            return nats / density.dims
+        case "nats":
+            return nats
 
 
 def _formats(images: Iterable[Tensor], seen: set[str]) -> Iterator[Tensor]:

@@ -141,11 +141,7 @@ class FlowLikelihood:
 
     def plan(self, options: SampleOptions) -> SamplingPlan:
         """ConfigError for options that a flow does not have."""
-        if options.steps is not None or options.method is not None or options.guide is not None:
-            raise ConfigError(
-                "a flow is inverted, not integrated: it has no --steps, --method or --guide "
-                "(it has --temperature)"
-            )
+        options.only("a flow, which is inverted and not integrated,", "temperature", "guidance")
         temperature, guidance = self._settings(options)
         if temperature < 0:
             raise ConfigError(f"temperature {temperature}: take 0 or more")

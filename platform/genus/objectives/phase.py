@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from genus.data.batch import Batch
 from genus.draws import Draws
+from genus.errors import ConfigError
 from genus.state import State
 
 Networks = Mapping[str, nn.Module]
@@ -69,9 +70,29 @@ class SampleOptions:
     guidance: float | None = None
     method: str | None = None
     temperature: float | None = None
-    """Standard deviation of the base distribution, of families that have one to scale."""
+    """Of families that have it: scales the base distribution, or divides log-probabilities of
+    levels or tokens."""
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    length: int | None = None
+    """Tokens to draw."""
+    prompt: Tensor | None = field(default=None, repr=False)
+    """Tokens (T,) that the drawn ones continue."""
     guide: Networks | None = field(default=None, repr=False)
     """A weaker version of the networks to guide away from (autoguidance)."""
+
+    def only(self, family: str, *known: str) -> None:
+        """ConfigError where an option is given that is not ``known`` to the ``family``."""
+        given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            has = ", ".join(_flag(name) for name in known)
+            raise ConfigError(f"{family} has no {_flag(unknown[0])}: leave it out (it has {has})")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -107,8 +128,8 @@ class LogDensity:
     """Natural-log density of each row (B,), of what kind, and its standard error where estimated.
 
     ``kind`` says what the number is; ``dequantisation`` on which data. ``dims`` is the number of
-    dimensions that bits/dim divides by. ``unit`` is what a figure of it is given in: images in
-    bits/dim, vectors in nats a row.
+    dimensions that bits/dim divides by, or of tokens. ``unit`` is what a figure of it is given in:
+    images in bits/dim, vectors in nats a row, text in nats a token.
     """
 
     nats: Tensor
@@ -116,7 +137,7 @@ class LogDensity:
     dequantisation: str
     dims: int
     standard_error: Tensor | None = None
-    unit: Literal["bits/dim", "nats"] = "bits/dim"
+    unit: Literal["bits/dim", "nats", "nats/token"] = "bits/dim"
 
 
 @runtime_checkable

@@ -104,11 +104,7 @@ class PixelLikelihood:
 
     def plan(self, options: SampleOptions) -> SamplingPlan:
         """ConfigError for options that raster sampling does not have."""
-        if options.steps is not None or options.method is not None or options.guide is not None:
-            raise ConfigError(
-                "pixels are drawn one after the other: there is no --steps, --method or --guide "
-                "(there is --temperature)"
-            )
+        options.only("a model that draws pixel by pixel", "temperature", "guidance")
         guidance, temperature = self._settings(options)
         if temperature < 0:
             raise ConfigError(f"temperature {temperature}: take 0 or more")

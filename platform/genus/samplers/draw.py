@@ -20,6 +20,8 @@ from genus.samplers.ode import euler, heun, heun_churn
 
 Method = Literal["euler", "heun", "heun-churn", "dpm++2m", "ddim", "ancestral"]
 
+FAMILY, KNOWN = "a model that samples by denoising", ("steps", "method", "guidance", "guide")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -40,22 +42,14 @@ class SamplingConfig:
 def plan_of(options: SampleOptions, defaults: SamplingConfig) -> SamplingPlan:
     """Method, network evaluations a sample and guidance, with the gaps filled by the defaults.
 
-    ConfigError for a temperature: the noise levels decide how much noise there is.
+    ConfigError for what sampling by denoising does not have, such as a temperature.
     """
-    _refuse_temperature(options)
+    options.only(FAMILY, *KNOWN)
     method = options.method or defaults.method
     steps = defaults.steps if options.steps is None else options.steps
     guidance = defaults.guidance if options.guidance is None else options.guidance
     calls = 2 * steps - 1 if method in ("heun", "heun-churn") else steps
     return SamplingPlan(f"{method}, {steps} steps", calls * (1 if guidance == 1 else 2), guidance)
-
-
-def _refuse_temperature(options: SampleOptions) -> None:
-    if options.temperature is not None:
-        raise ConfigError(
-            f"temperature {options.temperature:g}: models that sample by denoising have no "
-            "temperature; leave it out"
-        )
 
 
 @torch.no_grad()
@@ -72,9 +66,10 @@ def draw_samples(
 ) -> Tensor:
     """(B, C, H, W) samples, one a row of ``draws``; ``wrap`` makes a network a Denoiser.
 
-    ``label`` (B,) or None. ConfigError for an unknown method, impossible steps or a temperature.
+    ``label`` (B,) or None. ConfigError for an unknown method, impossible steps, or what denoising
+    does not have.
     """
-    _refuse_temperature(options)
+    options.only(FAMILY, *KNOWN)
     denoiser = wrap(networks["denoiser"])
     weight = defaults.guidance if options.guidance is None else options.guidance
     if weight != 1 and options.guide is not None:

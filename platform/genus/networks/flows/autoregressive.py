@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genus.networks.flows.bijection import Bijection, Transformed, row_sum
+from genus.networks.flows.conditioners import nearly_zero
 from genus.networks.flows.coupling import parameters_last
 from genus.networks.flows.elementwise import Elementwise
 
@@ -32,7 +33,7 @@ class MADE(nn.Module):
     """Parameters of dimension d from the dimensions before d alone (Germain et al. 2015, eq. 8-9).
 
     (B, D) and context (B, F) or None -> (B, D * size); context reaches every hidden unit. The last
-    layer starts at zero: the flow starts at the identity.
+    layer starts near zero: the flow starts near the identity.
     """
 
     def __init__(self, dims: int, size: int, hidden: Sequence[int], features: int = 0) -> None:
@@ -44,9 +45,7 @@ class MADE(nn.Module):
         masks = [(out[:, None] >= into).float() for into, out in pairs]
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
         last = (degrees[0][:, None] > degrees[-1]).float().repeat_interleave(size, 0)
-        self.last = MaskedLinear(last)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = nearly_zero(MaskedLinear(last))
         self.context = nn.Linear(features, hidden[0]) if features else None
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """Networks inside couplings: from the kept part to the parameters of the changed part.
 
-Each ends in a layer of zeros, so that a coupling starts at what parameters of 0 mean.
+Each ends in a layer of zeros (the MLP: nearly), so that a coupling starts at what parameters of 0
+mean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class MLP(nn.Module):
         self.first = nn.Linear(fan_in, width)
         self.context = nn.Linear(features, width) if features else None
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.last = zero(nn.Linear(width, fan_out))
+        self.last = nearly_zero(nn.Linear(width, fan_out))
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         x = self.first(x)
@@ -116,6 +117,12 @@ class ResidualBlock(nn.Module):
             h = h + self.context(context)[:, :, None, None]
         out: Tensor = x + self.conv1(F.relu(self.norm1(h)))
         return out
+
+
+def nearly_zero(layer: L) -> L:
+    """The layer with small weights and no bias: spline flows learn faster than from zeros."""
+    nn.init.normal_(zero(layer).weight, std=0.02)
+    return layer
 
 
 def zero(layer: L) -> L:

@@ -101,7 +101,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_BTD: Tensor, view: View) -> Tensor:
         H, K = self.heads, self.groups
         # One product and views of it; split, not slices: its gradient is one concatenation.
-        qkv = self.qkv(x_BTD).unflatten(-1, (H + 2 * K, self.channels))
+        qkv = self.qkv(x_BTD).view(*x_BTD.shape[:2], H + 2 * K, self.channels)
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.split_with_sizes([H, K, K], 2)
             q, k = self.q_norm(q), self.k_norm(k)
@@ -141,7 +141,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(config.width, config.width, config.bias)
 
     def forward(self, x_BTD: Tensor, view: View) -> Tensor:
-        q = self.q(x_BTD).unflatten(-1, (self.heads, self.channels))
+        q = self.q(x_BTD).view(*x_BTD.shape[:2], self.heads, self.channels)
         if self.q_norm is not None:
             q = self.q_norm(q)
         k, v = self.keys(view)

@@ -59,8 +59,9 @@ class Cache:
             self.values.append(v_BKTC.new_zeros(B, K, self.length, C))
         keys, values = self.keys[block], self.values[block]
         if at_BT is None:
-            keys[:, :, self.used : self.used + k_BKTC.shape[2]] = k_BKTC.detach()
-            values[:, :, self.used : self.used + k_BKTC.shape[2]] = v_BKTC.detach()
+            T = k_BKTC.shape[2]
+            keys.narrow(2, self.used, T).copy_(k_BKTC.detach())
+            values.narrow(2, self.used, T).copy_(v_BKTC.detach())
         else:
             rows = torch.arange(len(at_BT), device=at_BT.device)[:, None]
             keys[rows, :, at_BT] = k_BKTC.detach().transpose(1, 2)
@@ -71,7 +72,7 @@ class Cache:
         if self.static:
             return self.keys[block], self.values[block]
         stop = self.used + tokens
-        return self.keys[block][:, :, :stop], self.values[block][:, :, :stop]
+        return self.keys[block].narrow(2, 0, stop), self.values[block].narrow(2, 0, stop)
 
     def advance(self, tokens: int, real_B: Tensor | None) -> None:
         """Count ``tokens`` new positions, of which ``real_B`` (B,) are real in each row."""

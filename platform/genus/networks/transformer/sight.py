@@ -42,23 +42,23 @@ def cached_view(
     if cache.rotation is None and config.positions == "rope":
         cache.rotation = rotation_table(cache.length, config.head_width, config.rope_theta, x)
     table = cache.rotation
-    steps = torch.arange(T, device=x.device)
     if cache.empty:
         if cache.static or lengths is not None:
             cache.lengths = torch.zeros(B, dtype=torch.long, device=x.device)
         rotation = None if table is None else table.between(0, T)
         # What pads a prompt on the right comes after all that is real: causal is enough.
-        return steps, View(causal=True, rotation=rotation, cache=cache)
+        return torch.arange(T, device=x.device), View(causal=True, rotation=rotation, cache=cache)
     stop = cache.used + T
     if cache.lengths is None and lengths is None:
         mask = None
         if T > 1:
             mask = torch.ones(T, stop, dtype=torch.bool, device=x.device).tril(cache.used)
         rotation = None if table is None else table.between(cache.used, stop)
-        return steps + cache.used, View(mask=mask, rotation=rotation, cache=cache)
+        positions = torch.arange(cache.used, stop, device=x.device)
+        return positions, View(mask=mask, rotation=rotation, cache=cache)
     if cache.lengths is None:
         cache.lengths = torch.full((B,), cache.used, device=x.device)
-    at = cache.lengths[:, None] + steps
+    at = cache.lengths[:, None] + torch.arange(T, device=x.device)
     reach = torch.arange(cache.length if cache.static else stop, device=x.device)
     mask = (reach <= at[:, :, None])[:, None]
     rotation = None if table is None else table.at(at)

@@ -1,0 +1,77 @@
+"""Likelihood of held-out data while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genus.data.datasets import BUILT_IN
+from genus.data.stream import DataConfig, iterate_once
+from genus.evaluate.measure import surprise
+from genus.objectives.phase import CanLogDensity
+from genus.run import Run
+from genus.sampling import evaluating
+
+BATCH = 100
+"""Rows at once, on all ranks together."""
+
+
+def held_out(data: DataConfig) -> DataConfig | None:
+    """The test split beside a run's data, as evaluations read it; None where there is none."""
+    test = f"{data.url}/test"
+    if data.url not in BUILT_IN and not (Path(test) / "manifest.json").exists():
+        return None
+    return replace(data, url=test, also=(), weights=(), flip=False, bucket_step=0, workers=0)
+
+
+class Validation:
+    """An evaluation for the loop: the negative log density of the first ``rows`` held-out samples,
+    the same ones every time, in the unit of ``LogDensity``."""
+
+    name = "validation"
+
+    def __init__(
+        self,
+        run: Run,
+        networks: Mapping[str, nn.Module],
+        objective: CanLogDensity,
+        *,
+        every: int,
+        data: DataConfig,
+        rows: int = 500,
+    ) -> None:
+        """Never due where ``data`` has no test split, which the log says."""
+        self._run, self._networks, self._objective = run, networks, objective
+        self._data, self._rows = held_out(data), rows
+        self.every = every if self._data else 0
+        if every and self._data is None:
+            run.say(f"no validation: there is no {data.url}/test")
+
+    def run(self, samples: int) -> Mapping[str, Any]:
+        """Each rank scores its part."""
+        assert self._data is not None
+        world = self._run.world
+        total, count, unit = 0.0, 0, ""
+        batches = iterate_once(
+            self._data,
+            max(BATCH, world.size),
+            limit=self._rows,
+            rank=world.rank,
+            world=world.size,
+            device=world.device,
+        )
+        with evaluating(self._networks), torch.no_grad():
+            for batch in batches:
+                density = self._objective.log_density(self._networks, batch)
+                values, unit = surprise(density), density.unit
+                total, count = total + float(values.sum()), count + len(values)
+        sums = world.gather((total, count))
+        value = sum(part[0] for part in sums) / sum(part[1] for part in sums)
+        self._run.metrics.write({"samples": samples, "validation": value})
+        self._run.say(f"{samples:>10,}  validation {value:.4f} {unit}")
+        return {"value": value, "unit": unit, "rows": self._rows}
