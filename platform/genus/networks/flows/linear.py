@@ -62,17 +62,19 @@ class InvertibleLinear(Bijection):
         self.log_s = nn.Parameter(s.abs().log().to(dtype))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
-        U = self._upper()
-        LU = torch.addmm(U, self.lower.tril(-1), U)
-        places = math.prod(x.shape[2:])
-        return _mixed(self.permutation @ LU, x), _everywhere(places * self.log_s.sum(), x)
+        with _exact(x):
+            U = self._upper()
+            LU = torch.addmm(U, self.lower.tril(-1), U)
+            y = _mixed(self.permutation @ LU, x.to(U.dtype))
+        return y, _everywhere(math.prod(x.shape[2:]) * self.log_s.sum(), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         inverse = torch.linalg.solve_triangular(
             self.lower, self.permutation.T, upper=False, unitriangular=True
         )
         inverse = torch.linalg.solve_triangular(self._upper(), inverse, upper=True)
-        return _mixed(inverse, y)
+        with _exact(y):
+            return _mixed(inverse, y.to(inverse.dtype))
 
     def _upper(self) -> Tensor:
         """U + diag(s)."""
@@ -112,6 +114,12 @@ def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
     if x.ndim == 2:
         return x @ matrix.T
     return (x.movedim(1, -1) @ matrix.T).movedim(-1, 1)
+
+
+def _exact(x: Tensor) -> torch.autocast:
+    """No autocast: a product in bfloat16 has another determinant than its factors say, and another
+    inverse. It is small beside the networks of couplings."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 @torch.no_grad()
