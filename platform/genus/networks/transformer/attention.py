@@ -48,7 +48,6 @@ def attend(
     *,
     causal: bool = False,
     mask: Tensor | None = None,
-    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T / sqrt(C)) v, as (B, T, H C)."""
     B, H, T, C = q_BHTC.shape
@@ -68,7 +67,6 @@ def attend(
         k_BKSC,
         v_BKSC,
         attn_mask=mask,
-        dropout_p=dropout,
         is_causal=causal and not one,
         enable_gqa=grouped,
     )
@@ -91,7 +89,6 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.block = block
         self.heads, self.groups, self.channels = config.heads, config.groups, config.head_width
-        self.dropout = config.attention_dropout
         out = (config.heads + 2 * config.groups) * config.head_width
         self.qkv = nn.Linear(config.width, out, config.bias)
         self.q_norm = HeadNorm(config.head_width, config.eps) if config.qk_norm else None
@@ -120,8 +117,7 @@ class SelfAttention(nn.Module):
         if view.blocks is not None:
             mixed = flex_attention(q, k, v, view.blocks).transpose(1, 2).flatten(2)
         else:
-            dropout = self.dropout if self.training else 0.0
-            mixed = attend(q, k, v, causal=view.causal, mask=view.mask, dropout=dropout)
+            mixed = attend(q, k, v, causal=view.causal, mask=view.mask)
         y: Tensor = self.out(mixed)
         return y
 
@@ -133,7 +129,6 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.block = block
         self.heads, self.groups, self.channels = config.heads, config.groups, config.head_width
-        self.dropout = config.attention_dropout
         self.q = nn.Linear(config.width, config.width, config.bias)
         self.kv = nn.Linear(config.width, 2 * config.groups * config.head_width, config.bias)
         self.q_norm = HeadNorm(config.head_width, config.eps) if config.qk_norm else None
@@ -145,10 +140,7 @@ class CrossAttention(nn.Module):
         if self.q_norm is not None:
             q = self.q_norm(q)
         k, v = self.keys(view)
-        dropout = self.dropout if self.training else 0.0
-        y: Tensor = self.out(
-            attend(q.transpose(1, 2), k, v, mask=view.memory_mask, dropout=dropout)
-        )
+        y: Tensor = self.out(attend(q.transpose(1, 2), k, v, mask=view.memory_mask))
         return y
 
     def keys(self, view: View) -> tuple[Tensor, Tensor]:

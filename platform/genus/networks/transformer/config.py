@@ -42,9 +42,8 @@ class BlockConfig:
     bias: bool = True
     """Biases in linear layers and LayerNorms."""
     dropout: float = 0.0
-    """Probability of dropping a channel of the embeddings and of each branch's output."""
-    attention_dropout: float = 0.0
-    """Probability of dropping an attention weight; above 0 the fused CPU kernel is lost."""
+    """Probability of dropping a channel of the embeddings and of each branch's output. (Attention
+    weights are never dropped: the fused kernels could not be used.)"""
     eps: float = 1e-5
     """Of the norms."""
 
@@ -67,8 +66,8 @@ class BlockConfig:
                 f"transformer: rope turns pairs of channels, but width / heads is "
                 f"{self.head_width}; make it even"
             )
-        if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
-            raise ConfigError("transformer: dropout and attention_dropout are in [0, 1)")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"transformer: dropout={self.dropout} is to be in [0, 1)")
 
     @property
     def head_width(self) -> int:

@@ -123,7 +123,6 @@ def gpt2_config(settings: Mapping[str, Any]) -> tuple[TransformerConfig, int, in
         positions="learned",
         tied=settings.get("tie_word_embeddings", True),
         dropout=settings.get("resid_pdrop", 0.1),
-        attention_dropout=settings.get("attn_pdrop", 0.1),
         eps=settings.get("layer_norm_epsilon", 1e-5),
     )
     return config, settings["vocab_size"], settings["n_positions"]
@@ -144,7 +143,7 @@ def to_gpt2_config(config: TransformerConfig, vocabulary: int, length: int) -> d
         "activation_function": "gelu_new",
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
-        "attn_pdrop": config.attention_dropout,
+        "attn_pdrop": 0.0,
         "layer_norm_epsilon": config.eps,
         "tie_word_embeddings": config.tied,
     }
@@ -175,7 +174,6 @@ def llama_config(settings: Mapping[str, Any]) -> tuple[TransformerConfig, int, i
         rope_theta=rope.get("rope_theta") or settings.get("rope_theta") or 10_000.0,
         tied=settings.get("tie_word_embeddings", False),
         bias=bias,
-        attention_dropout=settings.get("attention_dropout") or 0.0,
         eps=settings.get("rms_norm_eps", 1e-6),
     )
     return config, settings["vocab_size"], settings["max_position_embeddings"]
@@ -199,7 +197,7 @@ def to_llama_config(config: TransformerConfig, vocabulary: int, length: int) -> 
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
-        "attention_dropout": config.attention_dropout,
+        "attention_dropout": 0.0,
         "tie_word_embeddings": config.tied,
     }
 

@@ -27,8 +27,7 @@ def causal_view(config: BlockConfig, x: Tensor, document: Tensor | None) -> tupl
         )
     number, positions = document_spans(document)
     rotation = None if table is None else table.at(positions)
-    # FlexAttention has no dropout of its weights.
-    if x.is_cuda and not config.attention_dropout:
+    if x.is_cuda:
         return positions, View(blocks=block_mask(number), rotation=rotation)
     return positions, View(mask=dense_mask(number), rotation=rotation)
 
