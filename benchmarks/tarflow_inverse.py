@@ -112,6 +112,8 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
     for key, name in (("peer", "naive"), ("ours", "cached keys and values")):
         times = [float(str(row[key])) for row in rows]
         axes.loglog(patches, times, "o-", label=f"{name}, slope {slope(patches, times):.2f}")
+    axes.set_xticks(patches, [str(count) for count in patches], minor=False)
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("patches")
     axes.set_ylabel("ms an inverse")
     axes.set_title(

@@ -77,6 +77,13 @@ def test_all_ranks_begin_from_the_same_samples_as_one_process(tmp_path: Path) ->
     assert one.keys() == two.keys()
     for key, value in one.items():
         assert torch.equal(two[key], value), key
+    made = [
+        [row["initialised"] for row in map(json.loads, path.open()) if "initialised" in row]
+        for n in (1, 2)
+        for path in sorted((tmp_path / str(n) / "metrics").glob("rank-*.jsonl"))
+    ]
+    assert len(made) == 3
+    assert made[0] == made[1] == made[2]  # each rank's own, before any exchange
     norms = [value for key, value in one.items() if key.endswith("log_scale")]
     assert len(norms) == 4
     assert all(value.abs().max() > 0.05 for value in norms)
@@ -151,6 +158,9 @@ def test_every_architecture_trains_resumes_and_is_sampled(name: str, tmp_path: P
     assert [e["event"] for e in read_events(tmp_path / "run")].count("initialised") == 1
     losses = [r["likelihood/loss"] for r in read_metrics(tmp_path / "run") if "step" in r]
     assert losses[-1] < losses[0]
+    trips = [e for e in read_events(tmp_path / "run") if e["event"] == "round trip"]
+    assert len(trips) == (0 if name == "5 bits" else 2)
+    assert not any(trip["drifts"] for trip in trips)
     assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2
 
 
@@ -162,6 +172,7 @@ def test_every_architecture_trains_resumes_and_is_sampled(name: str, tmp_path: P
         (["objective.bits=9"], "bits from 1 to 8"),
         (["objective.guidance=2", "train.sample_every=16"], "guidance needs"),
         (["logit=0.7"], "below 0.5"),
+        (["logit=1e-3", "objective.noise=0.05"], "leaves [-1, 1]"),
     ],
 )
 def test_wrong_requests_get_one_message(words: list[str], message: str, tmp_path: Path) -> None:
@@ -186,3 +197,4 @@ def test_the_large_presets_build() -> None:
         count = sum(p.numel() for p in networks["flow"].parameters()) / 1e6
         assert count > 10, f"{name}: {count:.1f} M"
         assert objective.shape == (channels, resolution, resolution)
+        assert module.flops(cfg, info) > 1e8

@@ -30,8 +30,8 @@ def held_out(data: DataConfig) -> DataConfig | None:
 
 
 class Validation:
-    """An evaluation for the loop: the negative log density of the first ``rows`` held-out samples,
-    the same ones every time, in the unit of ``LogDensity``."""
+    """An evaluation for the loop: the negative log density of the first ``rows`` held-out samples
+    as they are stored, the same ones every time, in the unit of ``LogDensity``."""
 
     name = "validation"
 
@@ -50,7 +50,7 @@ class Validation:
         self._data, self._rows = held_out(data), rows
         self.every = every if self._data else 0
         if every and self._data is None:
-            run.say(f"no validation: there is no {data.url}/test")
+            run.say(f"no validation: {data.url} has no test split beside it (or is remote)")
 
     def run(self, samples: int) -> Mapping[str, Any]:
         """Each rank scores its part."""
@@ -74,4 +74,4 @@ class Validation:
         value = sum(part[0] for part in sums) / sum(part[1] for part in sums)
         self._run.metrics.write({"samples": samples, "validation": value})
         self._run.say(f"{samples:>10,}  validation {value:.4f} {unit}")
-        return {"value": value, "unit": unit, "rows": self._rows}
+        return {"value": value, "unit": unit, "rows": sum(part[1] for part in sums)}

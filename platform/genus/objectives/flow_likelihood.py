@@ -32,6 +32,9 @@ from genus.objectives.phase import (
 )
 from genus.state import State
 
+SCORED = 8
+"""Rows that are denoised at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowLikelihoodConfig:
@@ -187,10 +190,10 @@ class FlowLikelihood:
             return batch["vector"].to(_dtype(networks)), torch.zeros((), device=batch.draws.device)
         levels = self._levels(batch).to(_dtype(networks))
         if self.config.dequantisation == "variational":
-            eps = batch.draws.normal("dequantise", self.shape, levels.dtype)
+            eps = batch.draws.normal("dequantise", self.shape).to(levels.dtype)
             u, log_q = networks["dequantiser"](self._to_unit(levels + 0.5), eps)
         else:
-            u = batch.draws.uniform("dequantise", self.shape, levels.dtype)
+            u = batch.draws.uniform("dequantise", self.shape).to(levels.dtype)
             log_q = levels.new_zeros(len(levels))
         return self._to_unit(levels + u), log_q
 
@@ -211,8 +214,13 @@ class FlowLikelihood:
 
     def _shown(self, x: Tensor) -> Tensor:
         """From [-1, 1) to the [-1, 1] in which ``to_levels`` rounds to the level whose bin x lies
-        in; vectors as they are."""
-        return 256 / 255 * (x + 1) - 1 / 255 - 1 if self.is_image else x
+        in, with fewer than 8 bits the lowest that is cut to it; vectors as they are."""
+        if not self.is_image:
+            return x
+        if self.config.bits == 8:
+            return 256 / 255 * (x + 1) - 1 / 255 - 1
+        step = 1 << (8 - self.config.bits)
+        return ((x + 1) * 128 / step).floor() * step / 127.5 - 1
 
     # ---- densities -------------------------------------------------------------------------------
 
@@ -237,12 +245,19 @@ class FlowLikelihood:
         return draws.normal("z", (self.dims,))
 
     def _denoised(self, networks: Networks, x: Tensor, label: Tensor | None) -> Tensor:
-        """E[clean | noisy] = x + noise^2 grad log p(x): Tweedie's formula (Zhai et al. 2024)."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            (score,) = torch.autograd.grad(self._log_p(networks, x, label).sum(), x)
-        denoised: Tensor = x + self.config.noise**2 * score
-        return denoised.detach()
+        """E[clean | noisy] = x + noise^2 grad log p(x): Tweedie's formula (Zhai et al. 2024).
+
+        A few rows at a time: a graph of the whole batch would be as large as training's.
+        """
+        parts = []
+        for start in range(0, len(x), SCORED):
+            rows = slice(start, start + SCORED)
+            with torch.enable_grad():
+                part = x[rows].detach().requires_grad_()
+                own = None if label is None else label[rows]
+                (score,) = torch.autograd.grad(self._log_p(networks, part, own).sum(), part)
+            parts.append(part.detach() + self.config.noise**2 * score)
+        return torch.cat(parts)
 
     def _settings(self, options: SampleOptions) -> tuple[float, float]:
         """Temperature and guidance."""

@@ -39,8 +39,10 @@ class MADE(nn.Module):
     def __init__(self, dims: int, size: int, hidden: Sequence[int], features: int = 0) -> None:
         super().__init__()
         degrees = [torch.arange(1, dims + 1)]
+        # units of degree 0 see the context alone; without one they would be constant
+        least = 0 if features else min(1, dims - 1)
         for width in hidden:
-            degrees.append(torch.arange(width) % max(1, dims - 1) + min(1, dims - 1))
+            degrees.append(torch.arange(width) % max(1, dims - least) + least)
         pairs = itertools.pairwise(degrees)
         masks = [(out[:, None] >= into).float() for into, out in pairs]
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
@@ -73,6 +75,8 @@ class MaskedAutoregressive(Bijection):
         y, log_derivative = self.transform.transform(x, self._given(x, context))
         return y, row_sum(log_derivative)
 
+    # a compiler would unroll the loop over dimensions
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         x = torch.zeros_like(y)
         for d in range(y.shape[1]):

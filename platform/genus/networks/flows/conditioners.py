@@ -6,6 +6,7 @@ mean.
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import torch
@@ -89,7 +90,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(fan_in, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width, features) for _ in range(blocks))
-        self.norm = nn.GroupNorm(min(8, width), width)
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
         self.last = zero(nn.Conv2d(width, fan_out, 1))
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -105,10 +106,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
-        self.norm0 = nn.GroupNorm(min(8, width), width)
+        self.norm0 = nn.GroupNorm(math.gcd(8, width), width)
         self.conv0 = nn.Conv2d(width, width, 3, padding=1)
         self.context = nn.Linear(features, width) if features else None
-        self.norm1 = nn.GroupNorm(min(8, width), width)
+        self.norm1 = nn.GroupNorm(math.gcd(8, width), width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:

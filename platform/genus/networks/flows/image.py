@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -27,15 +28,12 @@ class GlowConfig:
     """L."""
     width: int = 512
     """Hidden channels of the couplings' networks."""
-    coupling: str = "affine"
-    """affine or additive."""
+    coupling: Literal["affine", "additive"] = "affine"
     learned_prior: bool = True
     """Factored-out halves are standardised given what goes on."""
 
     def build(self, *, channels: int, resolution: int, features: int = 0) -> Bijection:
         """(B, C, H, W) -> (B, C H W). ConfigError where the sizes don't fit."""
-        if self.coupling not in ("affine", "additive"):
-            raise ConfigError(f"glow: coupling={self.coupling}: take affine or additive")
         if min(self.steps, self.levels, self.width) < 1 or resolution % 2**self.levels:
             raise ConfigError(
                 f"glow: {self.levels} levels halve the images {self.levels} times: "
@@ -79,8 +77,11 @@ class RealNVPConfig:
 
     def build(self, *, channels: int, resolution: int, features: int = 0) -> Bijection:
         """(B, C, H, W) -> (B, C H W). ConfigError where the sizes don't fit."""
-        if self.levels < 1 or resolution % 2 ** (self.levels - 1):
-            raise ConfigError(f"realnvp: {resolution} px can't be halved {self.levels - 1} times")
+        if min(self.levels, self.width, self.blocks) < 1 or resolution % 2 ** (self.levels - 1):
+            raise ConfigError(
+                f"realnvp: {resolution} px can't be halved {self.levels - 1} times, or width or "
+                "blocks are below 1"
+            )
         return self._level(self.levels, channels, resolution, self.width, features)
 
     def _level(
@@ -93,7 +94,9 @@ class RealNVPConfig:
             maps += [MaskedCoupling(mask, Affine(), make), ActNorm(channels)]
         if levels == 1:
             return Chain([*maps, Shape(channels, resolution, resolution)])
-        maps.append(Squeeze())
+        # the squeeze puts a colour's four places side by side: each half is to have every colour
+        order = torch.arange(4 * channels).reshape(channels, 4)[:, [0, 3, 1, 2]].T.flatten()
+        maps += [Squeeze(), Permutation(order)]
         channels, resolution = 4 * channels, resolution // 2
         for number in range(3):
             make = partial(ResNet, width=2 * width, blocks=self.blocks, features=features)
@@ -112,7 +115,9 @@ class NICEConfig:
     depth: int = 5
 
     def build(self, *, channels: int, resolution: int, features: int = 0) -> Bijection:
-        """(B, C, H, W) -> (B, C H W)."""
+        """(B, C, H, W) -> (B, C H W). ConfigError."""
+        if min(self.layers, self.width, self.depth) < 1:
+            raise ConfigError("nice: layers, width and depth are at least 1")
         dims = channels * resolution**2
         make = partial(MLP, width=self.width, depth=self.depth, features=features)
         places = torch.arange(dims)

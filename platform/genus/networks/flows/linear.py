@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class ActNorm(Bijection):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
         y = (x + _as(self.bias, x)) * _as(self.log_scale.exp(), x)
         places = math.prod(x.shape[2:])
-        return y, _everywhere(places * self.log_scale.sum(), x)
+        return y, _in_each_row(places * self.log_scale.sum(), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         return y * _as((-self.log_scale).exp(), y) - _as(self.bias, y)
@@ -62,18 +63,18 @@ class InvertibleLinear(Bijection):
         self.log_s = nn.Parameter(s.abs().log().to(dtype))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
-        with _exact(x):
+        with exact(x):
             U = self._upper()
             LU = torch.addmm(U, self.lower.tril(-1), U)
             y = _mixed(self.permutation @ LU, x.to(U.dtype))
-        return y, _everywhere(math.prod(x.shape[2:]) * self.log_s.sum(), x)
+        return y, _in_each_row(math.prod(x.shape[2:]) * self.log_s.sum(), x)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         inverse = torch.linalg.solve_triangular(
             self.lower, self.permutation.T, upper=False, unitriangular=True
         )
         inverse = torch.linalg.solve_triangular(self._upper(), inverse, upper=True)
-        with _exact(y):
+        with exact(y):
             return _mixed(inverse, y.to(inverse.dtype))
 
     def _upper(self) -> Tensor:
@@ -104,7 +105,7 @@ def _as(vector: Tensor, x: Tensor) -> Tensor:
     return vector.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def _everywhere(log_det: Tensor, x: Tensor) -> Tensor:
+def _in_each_row(log_det: Tensor, x: Tensor) -> Tensor:
     """() -> (B,), the same for each row of x, in float32 at least."""
     return log_det.to(torch.promote_types(x.dtype, torch.float32)).expand(len(x))
 
@@ -116,10 +117,10 @@ def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
     return (x.movedim(1, -1) @ matrix.T).movedim(-1, 1)
 
 
-def _exact(x: Tensor) -> torch.autocast:
-    """No autocast: a product in bfloat16 has another determinant than its factors say, and another
-    inverse. It is small beside the networks of couplings."""
-    return torch.autocast(x.device.type, enabled=False)
+def exact(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast: a matrix rounded to bfloat16 has another determinant than its factors say, and
+    another inverse. Its product is small beside the networks of couplings."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 @torch.no_grad()
@@ -129,6 +130,8 @@ def initialise(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> Non
     A function of the data alone: processes that give it the same rows get the same flow.
     """
     norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
+    if not norms:
+        return
     hooks = [
         norm.register_forward_pre_hook(lambda module, inputs: module.initialise(inputs[0]))
         for norm in norms

@@ -8,6 +8,7 @@ single steps instead of N whole passes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from genus.errors import ConfigError
 from genus.networks.flows.bijection import Bijection, Chain, Transformed, row_sum, zeros
+from genus.networks.flows.linear import exact
+from genus.networks.flows.reshape import Shape
 
 
 class Cache:
@@ -55,6 +58,8 @@ class TarFlowConfig:
         """(B, C, H, W) -> (B, C H W); ``features`` of a context. ConfigError."""
         if min(self.patch, self.blocks, self.layers) < 1 or resolution % self.patch:
             raise ConfigError(f"tarflow: {resolution} px are no multiple of patch={self.patch}")
+        if resolution == self.patch:
+            raise ConfigError(f"tarflow: one patch of {self.patch} px has nothing to depend on")
         if self.width % self.head_width:
             raise ConfigError(
                 f"tarflow: width={self.width} holds no whole heads of head_width={self.head_width}"
@@ -73,7 +78,7 @@ class TarFlowConfig:
                     features=features,
                 )
             )
-        return Chain([*maps, Flat(count)])
+        return Chain([*maps, Shape(count, channels * self.patch**2)])
 
 
 def guided_inverse(
@@ -103,20 +108,6 @@ class Patches(Bijection):
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
         return rearrange(y, "b (h w) (c p q) -> b c (h p) (w q)", **self.sizes)
-
-
-class Flat(Bijection):
-    """(B, N, D) -> (B, N D)."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Transformed:
-        return x.flatten(1), zeros(x)
-
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        return y.reshape(len(y), self.count, -1)
 
 
 class MetaBlock(Bijection):
@@ -151,14 +142,18 @@ class MetaBlock(Bijection):
         return self._turned((x - b) * (-a).exp()), -row_sum(a)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
-        return self._inverse(y, self.places(context), 1.0)
+        x: Tensor = self._inverse(y, self.places(context), 1.0)
+        return x
 
     def guided_inverse(self, y: Tensor, context: Tensor, nothing: Tensor, weight: float) -> Tensor:
         """With a and b moved away from what they are without a class, by ``weight`` times their
         difference (Zhai et al. 2024, section 3.5); ``nothing`` (B, F) is the context of no class.
         """
-        return self._inverse(y, self.places(torch.cat([context, nothing])), weight)
+        x: Tensor = self._inverse(y, self.places(torch.cat([context, nothing])), weight)
+        return x
 
+    # a compiler would unroll the loop over patches
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _inverse(self, y: Tensor, places: Tensor, weight: float) -> Tensor:
         """``places`` of y's rows; or of twice as many, once with and once without the class."""
         y = self._turned(y)
@@ -185,11 +180,16 @@ class MetaBlock(Bijection):
 
     def predict(self, x: Tensor, places: Tensor, caches: list[Cache] | None = None) -> Tensor:
         """(B, n, D) patches -> (B, n, 2 D): a and b of the ones after them. With caches, x is the
-        one patch that follows those in them."""
-        h = self.embed(x) + places
-        for number, layer in enumerate(self.layers):
-            h = layer(h, None if caches is None else caches[number])
-        out: Tensor = self.last(self.norm(h))
+        one patch that follows those in them.
+
+        Autocast serves training only: patch by patch its rounding is not that of all at once, and
+        the inverse would be another map's (by two pixel levels at 256 patches in bfloat16).
+        """
+        with nullcontext() if self.training else exact(x):
+            h = self.embed(x) + places
+            for number, layer in enumerate(self.layers):
+                h = layer(h, None if caches is None else caches[number])
+            out: Tensor = self.last(self.norm(h))
         return out
 
     def _turned(self, x: Tensor) -> Tensor:

@@ -35,15 +35,18 @@ class VectorFlowConfig:
 
     def build(self, *, dims: int, features: int = 0) -> Bijection:
         """(B, dims) -> (B, dims); ``features`` of a context. ConfigError."""
-        if dims < 2 or min(self.layers, self.width, self.depth) < 1:
-            raise ConfigError("a vector flow needs 2 dimensions, 1 layer, width and depth at least")
+        if dims < 2 or min(self.layers, self.width, self.depth, self.bins) < 1:
+            raise ConfigError("a vector flow needs 2 dimensions, 1 layer, width, depth and bin")
+        if self.bound <= 0 or self.bins > 100:
+            raise ConfigError(f"a vector flow takes bound above 0 and at most 100 bins, not "
+                              f"bound={self.bound:g}, bins={self.bins}")  # fmt: skip
         maps: list[Bijection] = []
         for layer in range(self.layers):
             maps.append(self._map(dims, features, second=layer % 2 == 0))
             if layer < self.layers - 1:
                 maps.append(self._mix(dims))
         if self.kind == "nice":
-            maps.append(ActNorm(dims))  # NICE's diagonal scaling (Dinh et al. 2015, eq. 3.3)
+            maps.append(ActNorm(dims))  # NICE's diagonal scaling (Dinh et al. 2015, section 3.3)
         return Chain(maps)
 
     def _map(self, dims: int, features: int, second: bool) -> Bijection:
