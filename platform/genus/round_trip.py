@@ -71,7 +71,8 @@ class RoundTrip:
         if drifts:
             self._run.say(
                 "warning: the flow's inverse drifts: decode(encode(x)) is off by up to "
-                f"{largest:.3g} (half a pixel level, or a thousandth of a column's range, would be the most); "
-                "samples and likelihood lose their meaning: try a lower optim.lr"
+                f"{largest:.3g}; half a pixel level, or a thousandth of a column's range, is the "
+                "most that is sound. Samples and likelihood lose their meaning: try a lower "
+                "optim.lr"
             )
         return {"largest": largest, "drifts": drifts}
