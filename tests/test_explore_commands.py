@@ -271,8 +271,14 @@ def lend(monkeypatch: pytest.MonkeyPatch, objective: Any, network: Any, info: Da
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample", "--temperature", "0.5"], "temperature 0.5: models that sample by denoising"),
-        (["evaluate", "--temperature", "0.5"], "temperature 0.5: models that sample by denoising"),
+        (
+            ["sample", "--temperature", "0.5"],
+            "a model that samples by denoising has no --temperature",
+        ),
+        (
+            ["evaluate", "--temperature", "0.5"],
+            "a model that samples by denoising has no --temperature",
+        ),
         (["evaluate", "--double"], "--double is for exact densities"),
         (["interpolate"], "encodes and decodes, such as normalizing flows"),
     ],
