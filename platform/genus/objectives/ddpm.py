@@ -22,6 +22,7 @@ from genus.objectives.phase import (
     Phase,
     SampleOptions,
     SamplingPlan,
+    Stateless,
     Traits,
 )
 from genus.samplers.bound import EvidenceBound, evidence_bound
@@ -29,7 +30,6 @@ from genus.samplers.denoiser import per_row
 from genus.samplers.draw import SamplingConfig, draw_samples, plan_of
 from genus.samplers.likelihood import ODELikelihood, ode_log_density
 from genus.samplers.schedules import ddpm_levels, subset_levels
-from genus.state import State
 
 SIGMA_START = 160.0
 """Sampling starts at the last timestep up to this level. The linear schedule ends at 157; the
@@ -118,7 +118,7 @@ class DDPMDenoiser:
         return alpha * (alpha * x - s * F)  # Salimans & Ho 2022, appendix D, with x_t = alpha x
 
 
-class DDPM:
+class DDPM(Stateless):
     """The objective; networks: ``denoiser``."""
 
     traits = Traits(
@@ -187,12 +187,3 @@ class DDPM:
             return ode_log_density(denoiser, image, label, draws, how, sigma_data=1.0)
         levels = chain(self.config, image.device)
         return evidence_bound(denoiser, levels, image, label, draws, how)
-
-    def after_step(self, networks: Networks, samples: int) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to load."""

@@ -16,13 +16,13 @@ from genus.objectives.phase import (
     Phase,
     SampleOptions,
     SamplingPlan,
+    Stateless,
     Traits,
 )
 from genus.samplers.denoiser import per_row
 from genus.samplers.draw import SamplingConfig, draw_samples, plan_of
 from genus.samplers.likelihood import ODELikelihood, ode_log_density
 from genus.samplers.schedules import karras_levels
-from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class EDMDenoiser:
         return c_skip * x + c_out * F.to(x.dtype)
 
 
-class EDM:
+class EDM(Stateless):
     """The objective; networks: ``denoiser``."""
 
     traits = Traits(
@@ -150,12 +150,3 @@ class EDM:
             self.likelihood,
             self.config.sigma_data,
         )
-
-    def after_step(self, networks: Networks, samples: int) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to load."""

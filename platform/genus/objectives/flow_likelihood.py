@@ -28,9 +28,9 @@ from genus.objectives.phase import (
     Phase,
     SampleOptions,
     SamplingPlan,
+    Stateless,
     Traits,
 )
-from genus.state import State
 
 SCORED = 8
 """Rows that are denoised at once."""
@@ -80,7 +80,7 @@ class FlowLikelihoodConfig:
         return FlowLikelihood(self, shape, classes, guides)
 
 
-class FlowLikelihood:
+class FlowLikelihood(Stateless):
     """The objective; networks: ``flow``, and ``dequantiser`` where dequantisation is learnt."""
 
     def __init__(
@@ -266,15 +266,6 @@ class FlowLikelihood:
             cfg.temperature if options.temperature is None else options.temperature,
             cfg.guidance if options.guidance is None else options.guidance,
         )
-
-    def after_step(self, networks: Networks, samples: int) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to load."""
 
 
 def _forward(networks: Networks, x: Tensor, label: Tensor | None) -> Transformed:

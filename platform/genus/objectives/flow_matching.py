@@ -21,13 +21,13 @@ from genus.objectives.phase import (
     Phase,
     SampleOptions,
     SamplingPlan,
+    Stateless,
     Traits,
 )
 from genus.samplers.denoiser import per_row
 from genus.samplers.draw import SamplingConfig, draw_samples, plan_of
 from genus.samplers.likelihood import ODELikelihood, ode_log_density
 from genus.samplers.schedules import flow_levels
-from genus.state import State
 
 T_MAX = 0.99
 """Start of sampling: sigma = 99, where N(0, sigma^2 I) misses the data as little as EDM's 80 does;
@@ -80,7 +80,7 @@ class FlowDenoiser:
         return x_t - t * F.to(x.dtype)
 
 
-class FlowMatching:
+class FlowMatching(Stateless):
     """The objective; networks: ``denoiser``."""
 
     traits = Traits(
@@ -149,12 +149,3 @@ class FlowMatching:
             self.likelihood,
             sigma_data=1.0,
         )
-
-    def after_step(self, networks: Networks, samples: int) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to load."""

@@ -24,10 +24,10 @@ from genus.objectives.phase import (
     Phase,
     SampleOptions,
     SamplingPlan,
+    Stateless,
     Traits,
 )
 from genus.samplers.tokens import TokenSamplingConfig, generate
-from genus.state import State
 
 LEVELS = 256
 """Tokens of an image are its levels."""
@@ -63,7 +63,7 @@ class NextTokenConfig:
         return NextToken(self, length, classes, image, sampling or TokenSamplingConfig())
 
 
-class NextToken:
+class NextToken(Stateless):
     """The objective; its network, ``model``, is a ``Transformer``."""
 
     traits = Traits(
@@ -176,15 +176,6 @@ class NextToken:
         names = ("temperature", "top_k", "top_p", "min_p", "guidance")
         given = {name: getattr(options, name) for name in names}
         return replace(self.sampling, **{k: v for k, v in given.items() if v is not None})
-
-    def after_step(self, networks: Networks, samples: int) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to load."""
 
 
 def _told(how: TokenSamplingConfig) -> str:

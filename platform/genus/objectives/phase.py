@@ -62,6 +62,19 @@ class Objective(Protocol):
     def load_state_dict(self, state: State) -> None: ...
 
 
+class Stateless:
+    """The part of an objective that has no state beyond the weights."""
+
+    def after_step(self, networks: Networks, samples: int) -> None:
+        """Nothing."""
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Nothing to load."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
     """How to draw. What is None is left to the objective's own default."""

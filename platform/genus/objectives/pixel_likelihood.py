@@ -23,10 +23,10 @@ from genus.objectives.phase import (
     Phase,
     SampleOptions,
     SamplingPlan,
+    Stateless,
     Traits,
 )
 from genus.samplers.pixels import sample_pixels
-from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class PixelLikelihoodConfig:
         return PixelLikelihood(self, shape, classes)
 
 
-class PixelLikelihood:
+class PixelLikelihood(Stateless):
     """The objective; its network, ``pixels``, maps images and labels to ``law.outputs`` numbers a
     pixel, strictly causally (see ``networks/pixelcnn``)."""
 
@@ -159,15 +159,6 @@ class PixelLikelihood:
             cfg.guidance if options.guidance is None else options.guidance,
             cfg.temperature if options.temperature is None else options.temperature,
         )
-
-    def after_step(self, networks: Networks, samples: int) -> None:
-        """Nothing."""
-
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to load."""
 
 
 def _dtype(networks: Networks) -> torch.dtype:
