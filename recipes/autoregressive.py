@@ -7,8 +7,8 @@
 preset                 score to expect                                      cost
 ---------------------  ---------------------------------------------------  ----------------------
 tiny                   none: seconds, to try the platform out               10 s, 1 CPU core
-shakespeare (default)  nats a character with passport: docs/autoregressive  9 min, 2 CPU cores
-fashion-pixels         bits/dim with passport: docs/autoregressive.md       10 min, 2 CPU cores
+shakespeare (default)  not measured yet                                     minutes, 2 CPU cores
+fashion-pixels         not measured yet                                     minutes, 2 CPU cores
 gpt2-124m              2.85 nats on OpenWebText: nanoGPT's reproduction     300 B tokens, 8 A100:
                                                                             4 days
 gpt2-350m, gpt2-774m,  sizes of Radford 2019; no loss of theirs is          300 B tokens
