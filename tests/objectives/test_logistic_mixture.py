@@ -10,9 +10,9 @@ from genus.objectives.logistic_mixture import (
     Categorical,
     LogisticMixture,
     PixelLaw,
-    inverse_cdf,
     unit_of,
 )
+from genus.samplers.categorical import choose
 
 LAWS: dict[str, PixelLaw] = {
     "grey, 256 levels": LogisticMixture(1, 256, 10),
@@ -172,10 +172,10 @@ def test_the_ends_of_the_uniforms_give_levels(law: PixelLaw) -> None:
             assert ((drawn >= 0) & (drawn < law.levels)).all()
 
 
-def test_inverse_cdf_takes_each_number_for_its_share_of_the_uniforms() -> None:
+def test_choose_takes_each_number_for_its_share_of_the_uniforms() -> None:
     P = torch.tensor([0.0, 0.25, 0.5, 0.25], dtype=torch.float64)
     uniforms = torch.arange(8, dtype=torch.float64) / 8
-    drawn = inverse_cdf(P.log().expand(8, -1), uniforms)
+    drawn = choose(P.log().expand(8, -1), uniforms)
     assert drawn.tolist() == [1, 1, 2, 2, 2, 2, 3, 3]
 
 

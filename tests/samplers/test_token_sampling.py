@@ -14,7 +14,8 @@ from genus.draws import Draws
 from genus.errors import ConfigError, DataError
 from genus.networks.transformer.decoder import Transformer, TransformerConfig
 from genus.networks.transformer.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from genus.samplers.tokens import TokenSamplingConfig, choose, generate, min_p, top_k, top_p
+from genus.samplers.categorical import choose
+from genus.samplers.tokens import TokenSamplingConfig, generate, min_p, top_k, top_p
 
 LENGTH = 16
 INF = math.inf

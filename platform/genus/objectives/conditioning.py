@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genus.data.batch import Batch
 from genus.data.pixels import to_unit
@@ -13,6 +13,12 @@ def image_of(batch: Batch) -> Tensor:
     """(B, C, H, W) in [-1, 1] if the data are uint8, else as they are; float32 at least."""
     image = to_unit(batch["image"])
     return image.to(torch.promote_types(image.dtype, torch.float32))
+
+
+def precision_of(network: nn.Module) -> torch.dtype:
+    """float64 where the network's weights are, else float32."""
+    weights = next(iter(network.parameters()))
+    return torch.promote_types(weights.dtype, torch.float32)
 
 
 def label_of(batch: Batch, classes: int, dropout: float = 0.0) -> Tensor | None:

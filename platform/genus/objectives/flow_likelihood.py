@@ -21,7 +21,7 @@ from genus.draws import Draws
 from genus.errors import ConfigError
 from genus.networks.flows.bijection import Transformed
 from genus.networks.flows.linear import initialise
-from genus.objectives.conditioning import label_of
+from genus.objectives.conditioning import label_of, precision_of
 from genus.objectives.phase import (
     LogDensity,
     Networks,
@@ -133,7 +133,7 @@ class FlowLikelihood(Stateless):
     def encode(self, networks: Networks, batch: Batch) -> Tensor:
         """z (B, D) of the middle of each level's bin, or of the vectors."""
         if self.is_image:
-            x = self._to_unit(self._levels(batch).to(_dtype(networks)) + 0.5)
+            x = self._to_unit(self._levels(batch).to(precision_of(networks["flow"])) + 0.5)
         else:
             x, _ = self._dequantised(networks, batch)
         return _forward(networks, x, label_of(batch, self.classes))[0]
@@ -164,7 +164,7 @@ class FlowLikelihood(Stateless):
         """(B, C, H, W) images, nominally in [-1, 1], or vectors (B, D)."""
         self.plan(options)
         temperature, guidance = self._settings(options)
-        z = temperature * self._base(draws).to(_dtype(networks))
+        z = temperature * self._base(draws).to(precision_of(networks["flow"]))
         flow = networks["flow"]
         x: Tensor = flow(z, label, inverse=True, guidance=guidance)
         return self._shown(self._denoised(networks, x, label) if self.config.noise else x)
@@ -180,15 +180,17 @@ class FlowLikelihood(Stateless):
             levels = self._levels(batch)
             x = self._to_unit(levels + batch.draws.uniform("dequantise", self.shape))
         flow = networks["flow"].to(x.device)
-        initialise(flow, x.to(_dtype(networks)), label_of(batch, self.classes))
+        initialise(flow, x.to(precision_of(networks["flow"])), label_of(batch, self.classes))
 
     # ---- data, as the flow sees them -------------------------------------------------------------
 
     def _dequantised(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor]:
         """x, images in [-1, 1], and log q of its noise, whose bins have width 1."""
         if not self.is_image:
-            return batch["vector"].to(_dtype(networks)), torch.zeros((), device=batch.draws.device)
-        levels = self._levels(batch).to(_dtype(networks))
+            return batch["vector"].to(precision_of(networks["flow"])), torch.zeros(
+                (), device=batch.draws.device
+            )
+        levels = self._levels(batch).to(precision_of(networks["flow"]))
         if self.config.dequantisation == "variational":
             eps = batch.draws.normal("dequantise", self.shape).to(levels.dtype)
             u, log_q = networks["dequantiser"](self._to_unit(levels + 0.5), eps)
@@ -271,9 +273,3 @@ class FlowLikelihood(Stateless):
 def _forward(networks: Networks, x: Tensor, label: Tensor | None) -> Transformed:
     z, log_det = networks["flow"](x, label)
     return z, log_det
-
-
-def _dtype(networks: Networks) -> torch.dtype:
-    """float64 where the weights are, else float32."""
-    weights = next(iter(networks["flow"].parameters()))
-    return torch.promote_types(weights.dtype, torch.float32)

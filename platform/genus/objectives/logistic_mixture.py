@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genus.samplers.categorical import choose
+
 LEAST_LOG_SCALE, MOST_LOG_SCALE = -7.0, 7.0
 
 
@@ -92,7 +94,7 @@ class LogisticMixture:
 
     def draw(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
         log_weights, means, log_scales, coefficients = self._split(parameters)
-        component = inverse_cdf(log_weights, uniforms[:, 0])
+        component = choose(log_weights, uniforms[:, 0])
         at = component[:, None, None].expand(-1, self.channels, 1)
         means, scales = means.gather(2, at)[:, :, 0], log_scales.gather(2, at)[:, :, 0].exp()
         noise = scales * torch.logit(uniforms[:, 1:].to(scales.dtype))
@@ -174,7 +176,7 @@ class Categorical:
 
     def draw(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
         log_p = self._log_p(parameters)
-        drawn = [inverse_cdf(log_p[:, c], uniforms[:, 1 + c]) for c in range(self.channels)]
+        drawn = [choose(log_p[:, c], uniforms[:, 1 + c]) for c in range(self.channels)]
         return torch.stack(drawn, dim=1)
 
     def _log_p(self, parameters: Tensor) -> Tensor:
@@ -182,12 +184,6 @@ class Categorical:
         logits = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
         logits = logits.reshape(len(logits), self.channels, self.levels, *logits.shape[2:])
         return torch.log_softmax(logits, dim=2)
-
-
-def inverse_cdf(log_p: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws from logits (B, N) by uniforms (B,) in [0, 1): int64 (B,)."""
-    cdf = torch.softmax(log_p, dim=1).cumsum(1)
-    return (cdf[:, :-1] <= uniforms[:, None].to(cdf.dtype)).sum(1)
 
 
 def _pair(c: int, d: int) -> int:

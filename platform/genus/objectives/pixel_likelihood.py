@@ -15,7 +15,7 @@ from torch import Tensor
 from genus.data.batch import Batch
 from genus.draws import Draws
 from genus.errors import ConfigError
-from genus.objectives.conditioning import label_of
+from genus.objectives.conditioning import label_of, precision_of
 from genus.objectives.logistic_mixture import Categorical, LogisticMixture, PixelLaw, unit_of
 from genus.objectives.phase import (
     LogDensity,
@@ -125,7 +125,7 @@ class PixelLikelihood(Stateless):
         """(B, C, H, W) images in [-1, 1], at the levels."""
         self.plan(options)
         guidance, temperature = self._settings(options)
-        dtype = _dtype(networks)
+        dtype = precision_of(networks["pixels"])
         levels = sample_pixels(
             networks["pixels"],
             self.law,
@@ -148,7 +148,7 @@ class PixelLikelihood(Stateless):
         levels = image.to(torch.long, memory_format=torch.contiguous_format)
         levels = levels >> (8 - self.config.bits)
         # the network sees the modelled levels only: the bits that are cut off would tell of them
-        x = unit_of(levels, self.law.levels, _dtype(networks))
+        x = unit_of(levels, self.law.levels, precision_of(networks["pixels"]))
         parameters = networks["pixels"](x, label)
         return self.law.log_probability(parameters, levels).flatten(1).sum(1)
 
@@ -159,9 +159,3 @@ class PixelLikelihood(Stateless):
             cfg.guidance if options.guidance is None else options.guidance,
             cfg.temperature if options.temperature is None else options.temperature,
         )
-
-
-def _dtype(networks: Networks) -> torch.dtype:
-    """float64 where the weights are, else float32."""
-    weights = next(iter(networks["pixels"].parameters()))
-    return torch.promote_types(weights.dtype, torch.float32)

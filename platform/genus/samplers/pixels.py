@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from genus.draws import Draws
 from genus.networks.pixelcnn.causal import Memory
-from genus.objectives.logistic_mixture import PixelLaw, inverse_cdf, unit_of
+from genus.objectives.logistic_mixture import PixelLaw, unit_of
+from genus.samplers.categorical import choose
 
 
 @torch.no_grad()
@@ -69,6 +70,6 @@ def _by_channel(
         if temperature == 0:
             level = log_p.argmax(1)
         else:
-            level = inverse_cdf(log_p / temperature, uniforms[:, 1 + c])
+            level = choose(log_p / temperature, uniforms[:, 1 + c])
         pixel = torch.cat([pixel, level[:, None]], dim=1)
     return pixel

@@ -16,6 +16,7 @@ from genus.errors import ConfigError, DataError
 from genus.networks.transformer.cache import Cache
 from genus.networks.transformer.decoder import Transformer
 from genus.networks.transformer.encoder_decoder import EncoderDecoder
+from genus.samplers.categorical import choose
 
 CHECK_EVERY = {"cpu": 1}
 """Tokens between two looks at whether all rows have ended, by kind of device."""
@@ -90,15 +91,6 @@ def guided(logits: Tensor, weight: float) -> Tensor:
     second half has no class. Not normalised."""
     conditional, free = logits.log_softmax(-1).chunk(2)
     return torch.lerp(free, conditional, weight)
-
-
-def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws from logits (B, V) by uniforms (B,) in [0, 1), inverting the cumulative distribution:
-    int64 (B,). A token of probability 0 is never drawn."""
-    cdf = logits.double().softmax(-1).cumsum(-1)
-    # Rounded, the sum is not quite 1; u < 1 of what it is lies strictly below its last increase.
-    at = uniforms.double()[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 
 class Reader:
