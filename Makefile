@@ -22,7 +22,9 @@ demo: $(READY)
 	@$(BIN)/genus show runs/$(RUN)
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not slurm and not browser and not gpu"
+	@# files whole and in their order: fixtures of a module train once, and the longest begins early
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	    -m "not slow and not slurm and not browser and not gpu"
 
 slow: $(READY)
 	$(BIN)/pytest -m "slow"

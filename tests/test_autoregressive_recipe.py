@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,10 @@ def test_the_figure_of_text_is_nats_a_token(text: Path) -> None:
     output = run([GENUS, "evaluate", str(text)], text.parent)
     assert "nats/token" in output
     document = json.loads(next((text / "evaluations").glob("*.json")).read_text())
-    assert document["figures"]["nll"]["value"] < 0.2
+    figures = {name: figure["value"] for name, figure in document["figures"].items()}
+    assert figures["nll"] < 0.2
+    bits = figures["nll"] / math.log(2)  # a token is a character, and a byte
+    assert figures["bits/char"] == pytest.approx(bits) == figures["bits/byte"]
 
 
 def test_a_prompt_with_unknown_characters_is_refused(text: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
-from genus.mirror import TrackingConfig, follow, start_mirror
+from genus.mirror import TrackingConfig, follow, page_of, start_mirror
 from genus.tracking import Journal
 from ranks import environment
 
@@ -161,6 +162,76 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+class Shown(HTMLParser):
+    """What a browser shows of a page: the text of each <pre>, and which tags there are."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.inside = False
+        self.tags: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag == "pre":
+            self.inside = True
+            self.texts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "pre"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.texts[-1] += data
+
+
+def texts_on(page: str) -> list[str]:
+    """The texts on a page that has nothing but them."""
+    shown = Shown(page)
+    assert shown.tags <= {"pre", "hr"}
+    assert all(text.startswith("\n") for text in shown.texts)  # which a browser drops
+    return [text[1:] for text in shown.texts]
+
+
+def test_texts_are_told_at_their_step(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    events = Journal(folder / "events.jsonl")
+    (folder / "samples/64.txt").write_text("To be\n\n---\n\n<b>or</b> & not\n")
+    (folder / "samples/128.txt").write_text("to be\n")
+    for samples in (64, 96, 128):  # there is none of 96: an event whose file was removed
+        text = f"samples/{samples}.txt"
+        events.write({"event": "samples", "samples": samples, "text": text})
+    events.write({"event": "closed"})
+    assert ended(start_mirror(folder, OFFLINE)) == 0, (folder / "wandb.log").read_text()
+    rows = history(records(folder)[0])
+    assert [row["samples"] for row in rows] == [64, 128]
+    (media,) = folder.glob("wandb/offline-run-*/files")
+    told = []
+    for row in rows:
+        assert row["samples/samples/_type"] == "html-file"
+        told.append(texts_on((media / row["samples/samples/path"]).read_text()))
+    assert told == [["To be", "<b>or</b> & not"], ["to be"]]
+
+
+def test_a_text_may_hold_anything(tmp_path: Path) -> None:
+    texts = [
+        "</pre><script>alert(1)</script><pre>",
+        "<!-- &amp; &lt; &#65; \"quoted\" 'so' ]]> </html>",
+        "\n\n  leading and trailing \n\n",
+        "äöü 你好 🙂 \u2028 \u202e \x1b[31m",
+        "",
+        "---",
+    ]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n---\n\n".join(texts) + "\n", encoding="utf-8")
+    page = page_of(path)
+    assert texts_on(page) == texts
+    assert page.isascii()
+    path.write_bytes(b"cut \xf0\x9f\x99, a NUL \0 and <b>\n")  # tokens of bytes end anywhere
+    assert texts_on(page_of(path)) == ["cut \ufffd, a NUL \ufffd and <b>"]
 
 
 # ---- trouble -------------------------------------------------------------------------------------

@@ -50,6 +50,14 @@ def options_of(arguments: Namespace) -> SampleOptions:
     )
 
 
+def search_of(arguments: Namespace) -> SampleOptions:
+    """How to search for answers."""
+    return SampleOptions(
+        beams=arguments.beams,
+        length_penalty=arguments.length_penalty,
+    )
+
+
 def labels_of(model: Model, count: int, label: int | None) -> list[int] | None:
     """A class for each of ``count`` samples: ``--class``, or all in turn. ConfigError."""
     if label is None:

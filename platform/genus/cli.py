@@ -55,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure a run's samples and likelihood")
     _run_arguments(evaluate)
     _drawing_arguments(evaluate)
-    evaluate.add_argument("--n", type=int, help="number of samples (default: 2000 images)")
+    _search_arguments(evaluate)
+    evaluate.add_argument(
+        "--n", type=int, help="number of samples (default: 2000 images), or of answers (all)"
+    )
     evaluate.add_argument("--reference", help="data set to compare with (default: its test split)")
     evaluate.add_argument(
         "--likelihood",
@@ -74,6 +77,19 @@ def _parser() -> argparse.ArgumentParser:
         help="likelihood and round trip in float64, of models whose density is exact",
     )
     evaluate.set_defaults(run=_evaluate)
+
+    translate = commands.add_parser(
+        "translate", help="a run's answers to sources: translations, captions, transcripts"
+    )
+    _run_arguments(translate)
+    _search_arguments(translate)
+    translate.add_argument(
+        "--source", help="a text, or the file of an image or sound (default: those of the test set)"
+    )
+    translate.add_argument("--n", type=_positive, default=10, help="how many of the test set")
+    translate.add_argument("--reference", help="test set (default: the test split of the run's)")
+    translate.add_argument("--out", type=Path, help="text file (default: shown)")
+    translate.set_defaults(run=_translate)
 
     interpolate = commands.add_parser(
         "interpolate", help="walk between the latent codes of pairs of test images"
@@ -151,6 +167,11 @@ def _drawing_arguments(parser: argparse.ArgumentParser) -> None:
     _class_argument(parser)
 
 
+def _search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beams", type=_positive, help="answers: hypotheses of beam search")
+    parser.add_argument("--length-penalty", type=float, help="answers: exponent of beam search's")
+
+
 def _class_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class", dest="label", type=int, help="one class only (default: all in turn)"
@@ -167,6 +188,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from genus.commands_evaluate import evaluate
 
     evaluate(arguments)
+
+
+def _translate(arguments: argparse.Namespace) -> None:
+    from genus.commands_translate import translate
+
+    translate(arguments)
 
 
 def _interpolate(arguments: argparse.Namespace) -> None:

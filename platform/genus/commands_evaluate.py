@@ -1,28 +1,48 @@
-"""``genus evaluate``: sample quality, likelihood and round trip of a trained model."""
+"""``genus evaluate``: sample quality, answers, likelihood and round trip of a trained model."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from genus.arguments import device_of, labels_of, model_of, options_of, reference_of, samples_of
+from genus.answering import answered, copied, most_similar
+from genus.arguments import (
+    device_of,
+    labels_of,
+    model_of,
+    options_of,
+    plain,
+    reference_of,
+    samples_of,
+    search_of,
+)
 from genus.data import datasets
 from genus.data.batch import Batch
+from genus.data.datasets import tokenizer_of
 from genus.data.manifest import Manifest
 from genus.data.stream import DataConfig, iterate_once
-from genus.errors import ConfigError
+from genus.data.text import Tokenizer
+from genus.errors import ConfigError, DataError
+from genus.evaluate.answers import answer_figures
 from genus.evaluate.features import efficientnet_lite0
 from genus.evaluate.kept import keep
 from genus.evaluate.measure import likelihood_figure, sample_quality
 from genus.evaluate.passport import Figure, Passport
 from genus.evaluate.round_trip import round_trip_figures
 from genus.model import Model, in_double
-from genus.objectives.phase import CanEncode, CanLogDensity, CanSample, LogDensity
+from genus.objectives.phase import (
+    CanEncode,
+    CanLogDensity,
+    CanSample,
+    CanTranslate,
+    LogDensity,
+)
 from genus.round_trip import round_trip
 from genus.samplers.likelihood import ODELikelihood
 
@@ -48,7 +68,10 @@ def evaluate(arguments: Namespace) -> None:
         "reference": data.url,
         "reference_fingerprint": reference.fingerprint(),
     }
-    figures = _quality(model, data, reference, arguments, known)
+    if isinstance(model.objective, CanTranslate):
+        figures = _answers(model, data, arguments, known)
+    else:
+        figures = _quality(model, data, reference, arguments, known)
     networks = model.networks
     if arguments.double:
         networks, known["precision"] = in_double(networks), "float64"
@@ -56,12 +79,14 @@ def evaluate(arguments: Namespace) -> None:
         model.objective.likelihood = ODELikelihood(trace=arguments.trace)
     known["labels"] = "the test samples' own" if model.info.classes else None
     count = arguments.likelihood
-    if count is None:  # nothing else can be measured of what is no image
+    if count is None:  # nothing else can be measured of vectors and text
         count = 0 if model.info.resolution else sys.maxsize
     if count and isinstance(model.objective, CanLogDensity):
-        densities = _log_densities(model, networks, _batches(data, count, arguments))
-        name, figure = likelihood_figure(densities, Passport(**known))
-        figures[name] = figure
+        tokenizer = _tokenizer(model) if model.info.length else None
+        scored = _log_densities(model, networks, _batches(data, count, arguments), tokenizer)
+        for densities in zip(*scored, strict=True):
+            name, figure = likelihood_figure(densities, Passport(**known))
+            figures[name] = figure
     is_exact = model.objective.traits.latent.startswith("exact")
     if is_exact and isinstance(model.objective, CanEncode):
         batches = _batches(data, count or ROUND_TRIPS, arguments)
@@ -126,9 +151,48 @@ def _batches(data: DataConfig, count: int, arguments: Namespace) -> Iterator[Bat
 
 
 def _log_densities(
-    model: Model, networks: Mapping[str, nn.Module], batches: Iterator[Batch]
-) -> Iterator[LogDensity]:
+    model: Model,
+    networks: Mapping[str, nn.Module],
+    batches: Iterator[Batch],
+    tokenizer: Tokenizer | None,
+) -> Iterator[list[LogDensity]]:
+    """Of each batch, in every unit that it has: of text also a character and a byte."""
     for batch in batches:
         with torch.no_grad():
             density: LogDensity = model.objective.log_density(networks, batch)
-        yield density
+        same = [density]
+        if tokenizer is not None:
+            texts = [tokenizer.decode(row.numpy()) for row in batch["tokens"][:, 1:].cpu()]
+            characters = torch.tensor([len(text) for text in texts])
+            same.append(replace(density, unit="bits/char", counts=characters))
+            octets = torch.tensor([len(text.encode()) for text in texts])
+            same.append(replace(density, unit="bits/byte", counts=octets))
+        yield same
+
+
+def _tokenizer(model: Model) -> Tokenizer | None:
+    try:
+        return tokenizer_of(model.config.data.url)
+    except DataError as error:
+        print(f"no bits a character or byte: {error}")
+        return None
+
+
+def _answers(
+    model: Model, data: DataConfig, arguments: Namespace, known: Mapping[str, Any]
+) -> dict[str, Figure]:
+    """The model's answers and the baselines'."""
+    options, info = search_of(arguments), model.info
+    plan = model.objective.plan(options)
+    tokenizer, count = tokenizer_of(model.config.data.url), arguments.n or sys.maxsize
+    batches = _batches(data, count, arguments)
+    found = answered(model.objective, model.networks, batches, tokenizer, options)
+    passport = Passport(**known, sampler=plan.sampler, nfe=plan.nfe)
+    figures = answer_figures(found, passport)
+    fixed = {name: known[name] for name in ("reference", "reference_fingerprint")}
+    if "source" in info.fields and info.source_vocabulary == info.vocabulary:
+        passport = Passport(**fixed, sampler="the source itself")
+        figures |= answer_figures(copied(data, count, tokenizer), passport, name="of copies")
+    same = most_similar(plain(model), data, count, tokenizer, info.source_vocabulary)
+    passport = Passport(**fixed, sampler="the target of the most similar training source")
+    return figures | answer_figures(same, passport, name="of the nearest")

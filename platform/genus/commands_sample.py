@@ -13,9 +13,10 @@ from torch import Tensor
 from genus.arguments import labels_of, model_of, options_of, samples_of
 from genus.atomic import replacing
 from genus.data.datasets import tokenizer_of
+from genus.errors import ConfigError
 from genus.evaluate.grid import save_grid
 from genus.model import Model
-from genus.objectives.phase import SampleOptions
+from genus.objectives.phase import CanSample, SampleOptions
 from genus.sampling import grid_columns
 from genus.text_samples import prompt_of
 
@@ -25,6 +26,11 @@ def sample(arguments: Namespace) -> None:
     or an .npz of float32 ``vectors`` (N, D). With ``labels`` (-1: none). Text: shown, or a file.
     """
     model = model_of(arguments)
+    if not isinstance(model.objective, CanSample):
+        raise ConfigError(
+            f"{model.folder} has a model that answers sources and draws nothing without one: use "
+            "'genus translate'"
+        )
     options = replace(options_of(arguments), length=arguments.length)
     if model.info.length:
         return _texts(model, arguments, options)

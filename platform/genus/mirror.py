@@ -9,6 +9,8 @@ because training never calls it: it writes its JSON lines, and this process read
 from __future__ import annotations
 
 import argparse
+import html
+import io
 import json
 import os
 import subprocess
@@ -25,6 +27,8 @@ from genus.tracking import parse_lines
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 300.0
 """How long the mirror may go on sending after the run's process is gone."""
+BETWEEN_TEXTS = "\n\n---\n\n"
+"""As genus.text_samples writes them, which takes torch with it and so is not imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +172,28 @@ def _tell_event(run: Any, wandb: Any, folder: Path, event: dict[str, Any]) -> No
     if image and (folder / image).exists():
         picture = wandb.Image(str(folder / image))
         run.log({f"samples/{event['event']}": picture, "samples": event.get("samples", 0)})
+    text = event.get("text")
+    if text and (folder / text).is_file():
+        # As a stream: a string might be taken for a path.
+        page = wandb.Html(io.StringIO(page_of(folder / text)), inject=False)
+        run.log({f"samples/{event['event']}": page, "samples": event.get("samples", 0)})
     if event["event"] in ("evaluation", "finish"):
         run.summary.update({f"{event['event']}/{k}": v for k, v in event.items() if k != "event"})
+
+
+def page_of(path: Path) -> str:
+    """A web page that shows a file of texts as they are, whatever they hold.
+
+    It is ASCII: no browser or locale can read it otherwise than it is meant.
+    """
+    texts = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n")
+    shown = []
+    for text in texts.split(BETWEEN_TEXTS):
+        # A browser drops NULs, and the first line break of <pre>, which is ours.
+        escaped = html.escape(text.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+        plain = escaped.encode("ascii", "xmlcharrefreplace").decode("ascii")
+        shown.append(f'<pre style="white-space: pre-wrap">\n{plain}</pre>')
+    return "<!DOCTYPE html>\n" + "\n<hr>\n".join(shown) + "\n"
 
 
 def main() -> None:

@@ -232,8 +232,7 @@ def describe(
     except DataError as error:
         print(f"data      the sizes follow from the data, which can't be read: {error}")
         return
-    image = f"{info.channels}x{info.resolution}x{info.resolution}"
-    print(f"data      {info.url}: {info.samples:,} samples, {image}, {info.classes} classes")
+    print(f"data      {info.url}: {info.samples:,} samples of {info.sample}")
     print(f"epochs    {cfg.train.samples / info.samples:.2f}")
     with torch.device("meta"):
         networks, _ = build(cfg, info)

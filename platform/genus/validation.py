@@ -12,7 +12,7 @@ from torch import nn
 
 from genus.data.datasets import BUILT_IN
 from genus.data.stream import DataConfig, iterate_once
-from genus.evaluate.measure import surprise
+from genus.evaluate.measure import surprise, weights
 from genus.objectives.phase import CanLogDensity
 from genus.run import Run
 from genus.sampling import evaluating
@@ -56,7 +56,7 @@ class Validation:
         """Each rank scores its part."""
         assert self._data is not None
         world = self._run.world
-        total, count, unit = 0.0, 0, ""
+        total, weight, count, unit = 0.0, 0.0, 0, ""
         batches = iterate_once(
             self._data,
             max(BATCH, world.size),
@@ -68,10 +68,11 @@ class Validation:
         with evaluating(self._networks), torch.no_grad():
             for batch in batches:
                 density = self._objective.log_density(self._networks, batch)
-                values, unit = surprise(density), density.unit
-                total, count = total + float(values.sum()), count + len(values)
-        sums = world.gather((total, count))
+                values, parts, unit = surprise(density), weights(density), density.unit
+                total, weight = total + float(values @ parts), weight + float(parts.sum())
+                count += len(values)
+        sums = world.gather((total, weight, count))
         value = sum(part[0] for part in sums) / sum(part[1] for part in sums)
         self._run.metrics.write({"samples": samples, "validation": value})
         self._run.say(f"{samples:>10,}  validation {value:.4f} {unit}")
-        return {"value": value, "unit": unit, "rows": sum(part[1] for part in sums)}
+        return {"value": value, "unit": unit, "rows": sum(part[2] for part in sums)}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from genus.data import datasets, origins
 from genus.data.built_in_pairs import Captions, Prompts, Verses, held_out
+from genus.data.built_in_tasks import Strings
 from genus.data.built_in_text import PackagedText
 from genus.data.log_mel import log_mel, mel_bands
 from genus.data.manifest import Manifest
@@ -287,3 +288,19 @@ def test_shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert sizes == [4_786_857, 531_873]
     assert datasets.tokenizer_of("shakespeare").vocabulary == 84
+
+
+def test_strings_are_different_and_reversed_or_copied(tmp_path: Path) -> None:
+    for task in ("copy", "reverse"):
+        sizes = {"train": 400, "test": 100}
+        out = {split: tmp_path / task / split for split in sizes}
+        Strings(task, sizes).make(task, out, tmp_path, None)  # type: ignore[arg-type]
+        parts = {split: texts_of(str(folder)) for split, folder in out.items()}
+        assert {split: len(pairs) for split, pairs in parts.items()} == sizes
+        sources = [source for pairs in parts.values() for source, _ in pairs]
+        assert len(set(sources)) == len(sources)
+        assert {len(source) for source in sources} == set(range(4, 17))
+        for source, target in parts["test"]:
+            assert target == (source if task == "copy" else source[::-1])
+    with pytest.raises(DataError, match="is drawn"):
+        datasets.fetch("copy", source=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
@@ -155,6 +156,23 @@ def test_nats_a_row_of_vectors() -> None:
     name, figure = likelihood_figure(parts, PASSPORT)
     assert (name, figure.unit) == ("nll", "nats")
     assert figure.value == pytest.approx(7.0, abs=1e-12)
+
+
+def test_rows_of_different_lengths_count_by_their_tokens() -> None:
+    nats = torch.tensor([-8.0, -1.0, -6.0])
+    counts = torch.tensor([4, 1, 3])
+    parts = [
+        LogDensity(nats[rows], "exact", "none", 9, unit="nats/token", counts=counts[rows])
+        for rows in (slice(0, 2), slice(2, 3))
+    ]
+    name, figure = likelihood_figure(parts, PASSPORT)
+    assert (name, figure.unit, figure.passport.samples) == ("nll", "nats/token", 3)
+    assert figure.value == pytest.approx(15 / 8)
+    residuals = -nats.double() - 15 / 8 * counts
+    assert figure.spread == pytest.approx(math.sqrt(1.5 * float(residuals.square().sum())) / 8)
+    characters = [dataclasses.replace(part, unit="bits/char") for part in parts]
+    name, figure = likelihood_figure(characters, PASSPORT)
+    assert (name, figure.value) == ("bits/char", pytest.approx(15 / 8 / math.log(2)))
 
 
 def test_a_likelihood_mixes_no_kinds_and_needs_two() -> None:

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from genus.errors import ConfigError
 from genus.networks.transformer.cache import Cache
-from genus.networks.transformer.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from genus.networks.transformer.encoder_decoder import (
+    AlignedScores,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    ctc_nats,
+)
 
 V, T, SOURCE, S, F = 5, 6, 7, 8, 3
 CONFIGS = {
@@ -163,3 +168,37 @@ def test_what_does_not_fit_is_refused() -> None:
         CONFIGS["rope"].build(vocabulary=V, length=T, source_length=S)
     with pytest.raises(ConfigError, match="first call needs the source"):
         built(CONFIGS["rope"])(None, inputs()[2])
+
+
+def test_ctc_sums_over_all_alignments() -> None:
+    """Against the sum over all strings of the source's length that read as the target."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 3, dtype=torch.float64)  # tokens 0, 1 and nothing
+    targets = torch.tensor([[0, 0, 9, -1], [1, 0, 9, -1]])  # 9: the end, which CTC does not say
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    found = ctc_nats(logits, mask, targets)
+    for row, said in enumerate(([0, 0], [1, 0])):
+        S, total = int(mask[row].sum()), 0.0
+        log_p = logits[row, :S].log_softmax(-1)
+        for path in itertools.product(range(3), repeat=S):
+            reading = [token for token, _ in itertools.groupby(path) if token != 2]
+            if reading == said:
+                total += float(sum(log_p[i, token] for i, token in enumerate(path)).exp())
+        assert float(found[row].exp()) == pytest.approx(1 / total, rel=1e-10)
+    short = ctc_nats(logits[:, :2], None, targets)  # "0 0" needs nothing in between
+    assert short[0] == 0
+    assert short[1] > 0
+
+
+def test_the_encoder_s_own_reading_comes_with_the_scores() -> None:
+    config = EncoderDecoderConfig(width=8, depth=1, heads=2)
+    network = config.build(vocabulary=5, length=6, source_length=8, source_features=3, ctc=True)
+    frames, tokens = torch.randn(2, 8, 3), torch.tensor([[4, 1], [4, 2]])
+    targets = torch.tensor([[1, 4], [2, 4]])
+    scores = network(frames, tokens, targets=targets)
+    plain = network.decoder(tokens, targets=targets, memory=network.encoder(frames))
+    assert isinstance(scores, AlignedScores)
+    torch.testing.assert_close(scores.nats, plain.nats)
+    scores.ctc.sum().backward()
+    assert network.encoder.embedding.weight.grad.abs().sum() > 0
+    assert network(frames, tokens).shape == (2, 2, 5)

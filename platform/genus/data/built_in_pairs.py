@@ -34,7 +34,7 @@ class Verses:
     sha256: Mapping[str, str]
     book: tuple[str, int]
     """Testament (ot or nt) and number from 1 on of the test split's book."""
-    vocabulary: int = 8192
+    vocabulary: int = 4096
     """Tokens, which both languages share."""
     installed: str = "usr/share/sword/modules/texts/ztext"
 

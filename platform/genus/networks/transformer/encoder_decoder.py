@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,10 +33,12 @@ class EncoderDecoderConfig(BlockConfig):
         source_length: int,
         source_vocabulary: int = 0,
         source_features: int = 0,
+        ctc: bool = False,
     ) -> EncoderDecoder:
         """The network for ``length`` tokens out of ``vocabulary`` given a source of up to
         ``source_length``: tokens out of ``source_vocabulary`` or frames of ``source_features``
-        numbers, one of the two being 0. Lengths bound learned positions only."""
+        numbers, one of the two being 0. Lengths bound learned positions only. ``ctc`` adds a second
+        output, from the encoder alone (``AlignedScores``)."""
         return EncoderDecoder(
             self,
             vocabulary=vocabulary,
@@ -42,7 +46,22 @@ class EncoderDecoderConfig(BlockConfig):
             source_length=source_length,
             source_vocabulary=source_vocabulary,
             source_features=source_features,
+            ctc=ctc,
         )
+
+
+class AlignedScores(NamedTuple):
+    """``TokenScores`` of each target, and of each row a second opinion."""
+
+    nats: Tensor
+    """(B, T): -log p(target), 0 where a target is -1."""
+    log_z: Tensor
+    """(B, T)."""
+    ctc: Tensor
+    """(B,): -log of the probability that the encoder alone gives the tokens before the last, by
+    connectionist temporal classification (Graves et al. 2006, eq. 8): each element of the source
+    says a token or, as token V, nothing, and repetitions are one. 0 where the source is too short
+    to say them."""
 
 
 class Encoder(nn.Module):
@@ -98,6 +117,7 @@ class EncoderDecoder(nn.Module):
         source_length: int,
         source_vocabulary: int = 0,
         source_features: int = 0,
+        ctc: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -108,6 +128,7 @@ class EncoderDecoder(nn.Module):
             features=source_features,
         )
         self.decoder = Transformer(config, vocabulary=vocabulary, length=length, cross=True)
+        self.aligned = nn.Linear(config.width, vocabulary + 1) if ctc else None
 
     def forward(
         self,
@@ -119,8 +140,9 @@ class EncoderDecoder(nn.Module):
         cache: Cache | None = None,
         lengths: Tensor | None = None,
         last_only: bool = False,
-    ) -> Tensor | TokenScores:
-        """What ``Transformer.forward`` returns for ``tokens`` (B, T), given the source.
+    ) -> Tensor | TokenScores | AlignedScores:
+        """What ``Transformer.forward`` returns for ``tokens`` (B, T), given the source; with
+        ``ctc``, ``targets`` give AlignedScores.
 
         source (B, S) int64 or (B, S, F), with source_mask (B, S) True where real: with the first
         tokens of a cache, which keeps what the decoder needs of it; None with later ones.
@@ -137,4 +159,24 @@ class EncoderDecoder(nn.Module):
             lengths=lengths,
             last_only=last_only,
         )
-        return scores
+        if self.aligned is None or targets is None or memory is None:
+            return scores
+        assert isinstance(scores, TokenScores)
+        ctc = ctc_nats(self.aligned(memory), source_mask, targets)
+        return AlignedScores(*scores, ctc)
+
+
+def ctc_nats(logits: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
+    """(B,) as AlignedScores has it, of logits (B, S, V + 1), mask (B, S) and targets (B, T)."""
+    B, S, blank = logits.shape[0], logits.shape[1], logits.shape[2] - 1
+    lengths = torch.full((B,), S, device=logits.device) if mask is None else mask.sum(1)
+    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return F.ctc_loss(
+        log_p.transpose(0, 1),
+        targets.clamp(min=0),
+        lengths,
+        (targets >= 0).sum(1) - 1,
+        blank=blank,
+        reduction="none",
+        zero_infinity=True,
+    )

@@ -1,0 +1,97 @@
+"""``genus translate``: a trained model's answers to sources, of its test set or of the user."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from genus.arguments import device_of, model_of, reference_of, search_of
+from genus.atomic import replacing
+from genus.data.batch import Batch
+from genus.data.datasets import tokenizer_of
+from genus.data.decode import IMAGES, decode_image
+from genus.data.log_mel import log_mel, read_wav
+from genus.data.stream import iterate_once
+from genus.data.text import Tokenizer
+from genus.draws import Draws
+from genus.errors import ConfigError, DataError
+from genus.model import Model
+from genus.objectives.phase import CanTranslate
+from genus.translations import source_text
+
+
+def translate(arguments: Namespace) -> None:
+    """Show or write the answers; to sources of the test set with what is right."""
+    model = model_of(arguments)
+    check_translates(model)
+    tokenizer = tokenizer_of(model.config.data.url)
+    options = search_of(arguments)
+    plan = model.objective.plan(options)
+    told = []
+    for batch in _sources(model, arguments, tokenizer):
+        found = model.objective.translate(model.networks, batch, options).cpu()
+        for row in range(len(batch)):
+            answer = tokenizer.decode(found[row].numpy())
+            if "target" not in batch:
+                told.append(answer)
+                continue
+            truth = tokenizer.decode(batch["target"][row].cpu().numpy())
+            source = source_text(tokenizer, model.info, batch, row)
+            told.append(f"source  {source}\ntarget  {truth}\nfound   {answer}\n")
+    if arguments.out is None:
+        return print("\n".join(told))
+    with replacing(arguments.out) as temporary:
+        temporary.write_text("\n".join(told) + "\n")
+    print(f"{arguments.out}: {len(told)} answers, {plan}, ema {model.ema}")
+
+
+def check_translates(model: Model) -> None:
+    """ConfigError where the model answers nothing."""
+    if not isinstance(model.objective, CanTranslate):
+        raise ConfigError(
+            f"genus translate is for models that answer a source, and {model.folder} has no such "
+            "model: 'genus sample' draws from it"
+        )
+
+
+def _sources(model: Model, arguments: Namespace, tokenizer: Tokenizer) -> Iterator[Batch]:
+    device, source = device_of(arguments), arguments.source
+    if source is None:
+        data = reference_of(model, arguments.reference)
+        yield from iterate_once(data, arguments.batch, limit=arguments.n, device=device)
+        return
+    fields = own_source(model, source, tokenizer)
+    ids = torch.zeros(1, dtype=torch.int64)
+    on_device = {name: value.to(device) for name, value in fields.items()}
+    yield Batch(on_device, ids, 0, Draws.of([arguments.seed], device=device))
+
+
+def own_source(model: Model, source: str, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
+    """Fields of a batch of one row: of a text, or of the file of an image or sound. ConfigError for
+    what the model does not read, DataError for what can't be read."""
+    info = model.info
+    if info.source_vocabulary:
+        if info.source_vocabulary != info.vocabulary:
+            raise ConfigError(
+                "--source: this model's sources have a tokenizer of their own, which its data do "
+                "not keep; leave it out to see answers to the test set"
+            )
+        (tokens,) = tokenizer.encode([source])
+        if not len(tokens):
+            raise DataError("--source: the text is empty")
+        return {"source": torch.tensor(list(tokens), dtype=torch.int64)[None]}
+    path = Path(source)
+    if not path.is_file():
+        wanted = "a .wav file" if info.frame_features else "an image file"
+        raise DataError(f"--source: this model reads {wanted}, and there is none at {source}")
+    if info.frame_features:
+        frames = torch.from_numpy(log_mel(*read_wav(path))).float()[None]
+        return {"frames": frames, "frames_length": torch.tensor([frames.shape[1]])}
+    if path.suffix.removeprefix(".").lower() not in IMAGES:
+        raise DataError(f"--source: {source} is no image ({', '.join(IMAGES)})")
+    size = (info.resolution, info.resolution)
+    pixels = decode_image(path.read_bytes(), info.channels, size, model.config.data.fit)
+    return {"image": torch.from_numpy(pixels.copy())[None]}
