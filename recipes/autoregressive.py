@@ -9,10 +9,10 @@ preset                 score to expect                                      cost
 tiny                   none: seconds, to try the platform out               10 s, 1 CPU core
 shakespeare (default)  not measured yet                                     minutes, 2 CPU cores
 fashion-pixels         not measured yet                                     minutes, 2 CPU cores
+shakespeare-10m        1.47 nats: nanoGPT's on its 1.1 M characters         1 GPU, minutes
 gpt2-124m              2.85 nats on OpenWebText: nanoGPT's reproduction     300 B tokens, 8 A100:
                                                                             4 days
-gpt2-350m, gpt2-774m,  sizes of Radford 2019; no loss of theirs is          300 B tokens
-gpt2-1.5b              comparable: the data are not public
+gpt2-350m -774m -1.5b  none: Radford 2019's data are not public             300 B tokens
 llama-8b               the size of Llama 3 8B (Dubey 2024)                  15 T tokens
 enwik8-12l             1.11 bits/byte: Al-Rfou 2019, table 2, 12 layers     1.3 B tokens a 10 epochs
 pixelcnn-cifar10       2.92 bits/dim: Salimans 2017, table 1                250 M samples
@@ -49,7 +49,7 @@ from genus.sampling import SampleGrid
 from genus.text_samples import TextSamples
 from genus.validation import Validation
 
-TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
+TINY_DATA = str(Path(__file__).parents[1] / "tests" / "data" / "fashion-1000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,32 +80,38 @@ def run_of(samples: int, batch: int, optim: AdamWConfig | MuonConfig, **parts: A
     return Config(train=every, optim=optim, **parts)
 
 
+def adamw(lr: float, warmup: int, beta: float = 0.95, decay: float = 0.1) -> AdamWConfig:
+    """With a warm-up of so many samples, then a cosine."""
+    return AdamWConfig(lr=lr, betas=(0.9, beta), weight_decay=decay,
+                       schedule=ScheduleConfig(kind="cosine", warmup=warmup))
+
+
 def gpt2(width: int, depth: int, heads: int, lr: float) -> Config:
     """GPT-2's shape (Radford et al. 2019) on packed tokens, as nanoGPT trains it."""
     return run_of(
-        300 * M, 480, AdamWConfig(lr=lr, betas=(0.9, 0.95), weight_decay=0.1,
-                                  schedule=ScheduleConfig(kind="cosine", warmup=M)),
-        data=DataConfig(url="data/openwebtext", size=1024),
+        300 * M, 480, adamw(lr, M), data=DataConfig(url="data/openwebtext", size=1024),
         network=TransformerConfig(width=width, depth=depth, heads=heads, positions="learned"),
     )
 
 
 PRESETS = {
     "tiny": run_of(
-        640, 16, AdamWConfig(lr=3e-3),
-        data=DataConfig(url=str(TEST_DATA / "fashion-1000"), size=8, fit="resize"),
+        640, 16, AdamWConfig(lr=3e-3), data=DataConfig(url=TINY_DATA, size=8, fit="resize"),
         network=TransformerConfig(width=32, depth=2, heads=2),
         objective=NextTokenConfig(label_dropout=0.1),
     ),
     "shakespeare": run_of(
-        96 * K, 32, AdamWConfig(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.1,
-                                schedule=ScheduleConfig(kind="cosine", warmup=3_200)),
+        72 * K, 32, MuonConfig(lr=0.04, adamw_lr=3e-3, weight_decay=0.05,
+                               schedule=ScheduleConfig(kind="cosine", warmup=3_200)),
         data=DataConfig(url="shakespeare", size=128),
         network=TransformerConfig(width=128, depth=4, heads=4),
     ),
+    "shakespeare-10m": run_of(  # nanoGPT's setting for a GPU
+        320 * K, 64, adamw(1e-3, 6_400, 0.99), data=DataConfig(url="shakespeare", size=256),
+        network=TransformerConfig(width=384, depth=6, heads=6, positions="learned", dropout=0.2),
+    ),
     "fashion-pixels": run_of(
-        48 * K, 32, AdamWConfig(lr=2e-3, schedule=ScheduleConfig(kind="cosine", warmup=3_200)),
-        data=DataConfig(url="fashion-mnist"),
+        48 * K, 32, adamw(2e-3, 3_200, 0.999, 0.0), data=DataConfig(url="fashion-mnist"),
         network=PixelCNNPlusPlusConfig(width=32, blocks=1),
         objective=PixelLikelihoodConfig(label_dropout=0.1),
     ),
@@ -114,30 +120,24 @@ PRESETS = {
     "gpt2-774m": gpt2(1280, 36, 20, 2.5e-4),
     "gpt2-1.5b": gpt2(1600, 48, 25, 2e-4),
     "llama-8b": run_of(
-        1_800 * M, 2048, AdamWConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1,
-                                     schedule=ScheduleConfig(kind="cosine", warmup=16 * M)),
-        data=DataConfig(url="data/pretraining", size=8192),
+        1_800 * M, 2048, adamw(3e-4, 16 * M), data=DataConfig(url="data/pretraining", size=8192),
         network=TransformerConfig(width=4096, depth=32, heads=32, kv_heads=8, mlp="swiglu",
                                   mlp_width=14336, norm="rms", rope_theta=500_000.0, tied=False,
                                   bias=False),
         objective=NextTokenConfig(documents=True),
     ),
     "enwik8-12l": run_of(
-        2 * M, 64, AdamWConfig(lr=2.5e-4, betas=(0.9, 0.95), weight_decay=0.1,
-                               schedule=ScheduleConfig(kind="cosine", warmup=20 * K)),
-        data=DataConfig(url="data/enwik8", size=512),
+        2 * M, 64, adamw(2.5e-4, 20 * K), data=DataConfig(url="data/enwik8", size=512),
         network=TransformerConfig(width=512, depth=12, heads=8, dropout=0.1),
     ),
     "pixelcnn-cifar10": run_of(
         250 * M, 96, AdamWConfig(lr=1e-3, betas=(0.95, 0.9995)),
         data=DataConfig(url="data/cifar10", size=32, flip=True),
         network=PixelCNNPlusPlusConfig(width=160, blocks=5, levels=3, dropout=0.5),
-        objective=PixelLikelihoodConfig(mixtures=10),
-        ema=PlainEMAConfig(half_life=130 * K),
+        objective=PixelLikelihoodConfig(mixtures=10), ema=PlainEMAConfig(half_life=130 * K),
     ),
     "image-gpt-cifar10": run_of(
-        50 * M, 128, AdamWConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.01,
-                                 schedule=ScheduleConfig(kind="cosine", warmup=M)),
+        50 * M, 128, adamw(3e-4, M, decay=0.01),
         data=DataConfig(url="data/cifar10", size=32, flip=True),
         network=TransformerConfig(width=512, depth=24, heads=8),
         objective=NextTokenConfig(label_dropout=0.1),

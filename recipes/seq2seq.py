@@ -70,21 +70,23 @@ PRESETS = {
         network=EncoderDecoderConfig(width=32, depth=1, heads=2),
     ),
     "reverse": run_of(
-        96 * K, 64, 0.02, data=DataConfig(url="reverse"),
-        network=EncoderDecoderConfig(width=64, depth=2, heads=4),
+        64 * K, 64, 0.02, data=DataConfig(url="reverse"),
+        network=EncoderDecoderConfig(width=64, depth=2, heads=4, positions="learned"),
     ),
     "verses": run_of(
-        240 * K, 64, 0.02, data=DataConfig(url="verses-en-es"),
-        network=EncoderDecoderConfig(width=192, depth=3, heads=6, dropout=0.1),
+        160 * K, 64, 0.02, data=DataConfig(url="verses-en-es"),
+        network=EncoderDecoderConfig(width=128, depth=3, heads=4, positions="learned", dropout=0.1),
     ),
     "captions": run_of(
-        48 * K, 32, 0.02, data=DataConfig(url="emoji-captions", size=64),
-        network=EncoderDecoderConfig(width=128, depth=3, heads=4, dropout=0.2),
+        96 * K, 32, 0.02, data=DataConfig(url="emoji-captions", size=64),
+        network=EncoderDecoderConfig(width=128, depth=3, heads=4, positions="learned", dropout=0.2),
+        objective=SequenceToSequenceConfig(source=SourceConfig(shift=2)),
     ),
     "speech": run_of(
-        24 * K, 16, 0.02, data=DataConfig(url="speech-prompts"),
-        network=EncoderDecoderConfig(width=128, depth=3, heads=4, dropout=0.2),
-        objective=SequenceToSequenceConfig(source=SourceConfig(masks=2), ctc=0.3),
+        48 * K, 16, 0.02, data=DataConfig(url="speech-prompts"),
+        network=EncoderDecoderConfig(width=128, depth=3, encoder_depth=4, heads=4,
+                                     positions="learned", dropout=0.2),
+        objective=SequenceToSequenceConfig(source=SourceConfig(stack=3, masks=2), ctc=0.5),
     ),
 }
 # fmt: on

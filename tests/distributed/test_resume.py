@@ -17,13 +17,18 @@ from launching import BIN, ROOT, command, descendants, kill_tree, run, start, wa
 
 STEPS = 40
 AUTOREGRESSIVE = "recipes/autoregressive.py"
+SEQ2SEQ = "recipes/seq2seq.py"
 WIDER = {
     "recipes/diffusion.py": "network.channels=64",
     "recipes/flow.py": "network.width=96",
     AUTOREGRESSIVE: "network.width=128",
+    SEQ2SEQ: "network.width=96",
 }
 """Recipe -> what makes a step long enough for a kill to fall inside the run."""
-STEADY = {AUTOREGRESSIVE: ("optim.lr=1e-3", "optim.eps=1e-6")}
+STEADY = {
+    AUTOREGRESSIVE: ("optim.lr=1e-3", "optim.eps=1e-6"),
+    SEQ2SEQ: ("optim=AdamWConfig", "optim.lr=1e-3", "optim.eps=1e-6"),
+}
 """Recipe -> what keeps rounding small: some of a transformer's gradients are about 1e-8, and Adam
 divides by them. With the preset's settings, runs of the same sums in another order end 3e-5 apart,
 with these 2e-7."""
@@ -91,7 +96,7 @@ def kill_and_resume(processes: int, recipe: str, folder: Path, *more: str) -> Pa
     return killed
 
 
-@cases((2, AUTOREGRESSIVE))
+@cases((2, AUTOREGRESSIVE), (1, SEQ2SEQ))
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     processes: int, recipe: str, tmp_path: Path
 ) -> None:
@@ -109,8 +114,8 @@ def test_killed_and_resumed_run_on_text_equals_the_uninterrupted_one(
 
 def last_loss(folder: Path) -> float:
     """Of the run's one phase."""
-    (loss,) = [v for k, v in read_metrics(folder)[-1].items() if k.endswith("/loss")]
-    return float(loss)
+    losses = [v for row in read_metrics(folder) for k, v in row.items() if k.endswith("/loss")]
+    return float(losses[-1])
 
 
 def agree(recipe: str, folder: Path, others: dict[str, tuple[int, str]], *more: str) -> None:
@@ -128,7 +133,8 @@ def agree(recipe: str, folder: Path, others: dict[str, tuple[int, str]], *more: 
         state = read_tensors(newest(folder / name), "networks.")
         for key, value in whole.items():
             torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5)
-        assert last_loss(folder / name) == pytest.approx(last_loss(folder / "whole"), abs=1e-5)
+        if recipe != SEQ2SEQ:  # whose metric is a mean of ratios, one a micro-batch
+            assert last_loss(folder / name) == pytest.approx(last_loss(folder / "whole"), abs=1e-5)
     moved = max(float((value - first[key]).abs().max()) for key, value in whole.items())
     assert moved > 0.005  # five hundred times the tolerance: the runs have learnt
 

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from genus.optim.build import AdamWConfig, MuonConfig, OptimizerState, set_learning_rates
+from genus import config as config_module
+from genus.errors import ConfigError
+from genus.networks.dit import DiTConfig
+from genus.networks.flows.dequantiser import DequantiserConfig
+from genus.networks.flows.flow import build_flow
+from genus.networks.flows.image import GlowConfig, NICEConfig, RealNVPConfig
+from genus.networks.flows.tarflow import TarFlowConfig
+from genus.networks.flows.vector import VectorFlowConfig
+from genus.networks.pixelcnn.gated import GatedPixelCNNConfig
+from genus.networks.pixelcnn.plus_plus import PixelCNNPlusPlusConfig
+from genus.networks.transformer.decoder import TransformerConfig
+from genus.networks.transformer.encoder_decoder import EncoderDecoderConfig
+from genus.networks.unet import UNetConfig
+from genus.optim.build import (
+    AdamWConfig,
+    MuonConfig,
+    OptimizerState,
+    _MatrixMuon,
+    set_learning_rates,
+)
 
 ADAMW = AdamWConfig(lr=1e-2, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1)
 MUON = MuonConfig(lr=0.05, momentum=0.9, weight_decay=0.1, adamw_lr=1e-2)
@@ -101,6 +125,260 @@ def test_schedule_scales_every_group(config: AdamWConfig | MuonConfig) -> None:
             assert [g["lr"] for g in optimizer.param_groups] == [peak * factor] * len(
                 optimizer.param_groups
             )
+
+
+# ---- ends of each kind of network ----------------------------------------------------------------
+
+TRANSFORMER = TransformerConfig(width=8, depth=2, heads=2, positions="learned")
+SEQUENCES = EncoderDecoderConfig(width=8, depth=2, heads=2)
+IMAGES = {"channels": 1, "resolution": 8, "classes": 3}
+FLOW = "bijection.maps."
+ENDS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "tied": (lambda: TRANSFORMER.build(vocabulary=7, length=6, classes=3), set()),
+    "untied": (
+        lambda: replace(TRANSFORMER, tied=False).build(vocabulary=7, length=6),
+        {"head.weight"},
+    ),
+    "from tokens": (
+        lambda: SEQUENCES.build(vocabulary=7, length=6, source_length=5, source_vocabulary=4),
+        set(),
+    ),
+    "from frames": (
+        lambda: replace(SEQUENCES, tied=False).build(
+            vocabulary=7, length=6, source_length=5, source_features=4
+        ),
+        {"encoder.embedding.weight", "decoder.head.weight"},
+    ),
+    "gated pixelcnn": (
+        lambda: GatedPixelCNNConfig(width=4, layers=2).build(**IMAGES, outputs=6),
+        {"vertical.0.conv.weight", "horizontal.0.conv.weight", "head1.weight"},
+    ),
+    "pixelcnn++": (
+        lambda: PixelCNNPlusPlusConfig(width=4, levels=2).build(**IMAGES, outputs=6),
+        {"above0.weight", "above1.weight", "left.weight", "head.weight"},
+    ),
+    "unet": (
+        lambda: UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(), head_channels=0).build(
+            **IMAGES
+        ),
+        {"conditioning.linear0.weight", "head.weight"},
+    ),
+    "dit": (
+        lambda: DiTConfig(width=8, depth=2, heads=2).build(**IMAGES),
+        {"conditioning.linear0.weight", "head.weight"},
+    ),
+    "glow": (
+        lambda: build_flow(GlowConfig(steps=1, levels=2, width=4), (1, 8, 8), classes=3),
+        {FLOW + "2.lower", FLOW + "4.prior.conditioner.last.weight"},
+    ),
+    "realnvp": (
+        lambda: build_flow(RealNVPConfig(levels=1, width=4, blocks=1), (1, 8, 8), classes=3),
+        {FLOW + "0.conditioner.first.weight", FLOW + "6.conditioner.last.weight"},
+    ),
+    "nice": (
+        lambda: build_flow(NICEConfig(width=4, depth=2), (1, 8, 8), classes=3),
+        {FLOW + "2.conditioner.first.weight", FLOW + "5.conditioner.last.weight"},
+    ),
+    "tarflow": (
+        lambda: build_flow(
+            TarFlowConfig(width=8, head_width=4, blocks=2, layers=1), (1, 8, 8), classes=3
+        ),
+        {FLOW + "1.positions", FLOW + "2.last.weight"},
+    ),
+    "nsf": (
+        lambda: build_flow(VectorFlowConfig(layers=2, width=4), (2,), classes=3),
+        {FLOW + "1.maps.0.own", FLOW + "1.maps.2.conditioner.last.weight"},
+    ),
+    "maf": (
+        lambda: build_flow(VectorFlowConfig(kind="maf", layers=2, width=4), (2,), classes=3),
+        {FLOW + "1.maps.0.made.layers.0.weight", FLOW + "1.maps.2.made.context.weight"},
+    ),
+    "dequantiser": (
+        lambda: DequantiserConfig(layers=2, width=4).build((1, 8, 8)),
+        {"features.0.weight", "flow.maps.1.conditioner.net.last.weight"},
+    ),
+}
+TABLES = ("embedding.weight", "positions.weight", "table.weight")
+"""Ends of the names of embeddings."""
+
+
+def muons(net: nn.Module) -> set[str]:
+    """Names of Muon's parameters; all others are AdamW's, each once."""
+    muon, adamw = MUON.build(net)
+    theirs = names(net, muon.param_groups[0]["params"])
+    rest = [p for group in adamw.param_groups for p in group["params"]]
+    assert len(rest) == len({id(p) for p in rest})
+    assert names(net, rest) == set(dict(net.named_parameters())) - theirs
+    return theirs
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_muon_takes_all_matrices_but_embeddings_and_ends(kind: str) -> None:
+    make, ends = ENDS[kind]
+    net = make()
+    matrices = {name for name, p in net.named_parameters() if p.ndim >= 2}
+    assert ends <= matrices
+    tables = {name for name in matrices if name.endswith(TABLES)}
+    assert muons(net) == matrices - tables - ends
+
+
+def test_muons_parameters_by_name() -> None:
+    inside = {"attention.qkv", "attention.out", "mlp.up", "mlp.down"}
+    expected = {f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in inside}
+    assert muons(ENDS["tied"][0]()) == muons(ENDS["untied"][0]()) == expected
+    both_parts = {f"{part}.{name}" for part in ("encoder", "decoder") for name in expected}
+    cross = {f"decoder.blocks.{i}.cross.{q}.weight" for i in (0, 1) for q in ("q", "kv", "out")}
+    assert muons(ENDS["from tokens"][0]()) == muons(ENDS["from frames"][0]()) == both_parts | cross
+    assert muons(ENDS["gated pixelcnn"][0]()) == {
+        *(f"vertical.{i}.across.weight" for i in range(3)),
+        *(f"horizontal.{i}.out.weight" for i in range(3)),
+        *(f"{s}.{i}.conv.conv.weight" for s in ("vertical", "horizontal") for i in (1, 2)),
+        "head0.weight",
+    }
+
+
+def test_what_surrounds_a_known_network_has_ends_of_its_own() -> None:
+    around = nn.Sequential(
+        nn.Linear(2, 8), nn.Linear(8, 8), ENDS["untied"][0](), nn.Linear(7, 8), nn.Linear(8, 2)
+    )
+    taken = muons(around)
+    assert {"1.weight", "3.weight", "2.blocks.0.attention.qkv.weight"} <= taken
+    assert not {"0.weight", "4.weight", "2.head.weight"} & taken
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", ["untied", "from frames", "pixelcnn++", "unet", "tarflow"])
+def test_wrapped_networks_are_divided_alike(kind: str) -> None:
+    expected = muons(ENDS[kind][0]())
+    copies = nn.parallel.DistributedDataParallel(ENDS[kind][0]())
+    assert muons(copies) == {f"module.{name}" for name in expected}
+    sharded = ENDS[kind][0]()
+    for block in getattr(sharded, "blocks", []):
+        fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+    assert muons(sharded) == expected
+
+
+# ---- rates by width ------------------------------------------------------------------------------
+
+NARROW = AdamWConfig(lr=1e-2, betas=(0.8, 0.9), weight_decay=0.1, tuned_width=2)
+
+
+def peaks(net: nn.Module, config: AdamWConfig) -> dict[str, tuple[float, float]]:
+    """Each parameter's peak rate and weight decay."""
+    (optimizer,) = config.build(net)
+    found = {}
+    for group in optimizer.param_groups:
+        assert group["lr"] == group["peak"]
+        for name in names(net, group["params"]):
+            assert name not in found
+            found[name] = (group["peak"], group["weight_decay"])
+    assert found.keys() == dict(net.named_parameters()).keys()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "from tokens", "from frames"])
+def test_matrices_of_a_transformer_four_times_as_wide_take_a_quarter(kind: str) -> None:
+    net = ENDS[kind][0]()
+    reads = {"encoder.embedding.weight"} if kind == "from frames" else set()
+    for name, found in peaks(net, NARROW).items():
+        p = net.get_parameter(name)
+        if p.ndim < 2 or (name.endswith(TABLES) and name not in reads):
+            assert found == (1e-2, 0.0), name
+        elif name in reads:
+            assert found == (1e-2, 0.1), name
+        else:  # blocks, and heads
+            assert found == (2.5e-3, 0.4), name
+
+
+def test_rates_by_width_are_plain_ones_without_it_and_at_its_own() -> None:
+    net = ENDS["from frames"][0]()
+    plain = peaks(net, replace(NARROW, tuned_width=0))
+    assert set(plain.values()) == {(1e-2, 0.1), (1e-2, 0.0)}
+    assert peaks(net, replace(NARROW, tuned_width=8)) == plain
+    assert peaks(net, replace(NARROW, tuned_width=16))["decoder.head.weight"] == (2e-2, 0.05)
+
+
+def test_a_step_moves_each_by_its_rate() -> None:
+    """The first step of Adam is the rate times the gradient's sign; the decay takes lr * decay of
+    every matrix, also where the rate is lower."""
+    net = ENDS["untied"][0]()
+    (optimizer,) = NARROW.build(net)
+    set_learning_rates({"net": [optimizer]}, 0.5)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for name, p in net.named_parameters():
+        inner = p.ndim >= 2 and not name.endswith(TABLES)
+        kept = 1 - 0.5 * 1e-2 * 0.1 if inner else 1.0
+        expected = kept * before[name] - 0.5 * (2.5e-3 if inner else 1e-2)
+        assert torch.allclose(p, expected, rtol=0, atol=1e-6), name
+
+
+def test_rates_by_width_are_refused_where_there_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"tuned_width is for transformers.*UNet is none"):
+        NARROW.build(ENDS["unet"][0]())
+    with pytest.raises(ConfigError, match="tuned_width=-1"):
+        AdamWConfig(tuned_width=-1)
+    assert NARROW.build(nn.ReLU()) == []
+
+
+def test_the_option_survives_the_configs_text() -> None:
+    assert config_module.loads(AdamWConfig, config_module.dumps(NARROW)) == NARROW
+    before = config_module.dumps(AdamWConfig()).replace('"tuned_width": 0,', "")
+    assert "tuned_width" not in before
+    assert config_module.loads(AdamWConfig, before) == AdamWConfig()
+
+
+def test_state_from_before_the_rates_by_width_is_loaded() -> None:
+    """Group by group the parameters lie otherwise, by name they do not."""
+    old, new = (ENDS["untied"][0]() for _ in range(2))
+    optimizers = replace(NARROW, tuned_width=0).build(old)
+    gradients(old, 0)
+    optimizers[0].step()
+    saved = OptimizerState(old, optimizers).state_dict()
+    resumed = NARROW.build(new)
+    state = OptimizerState(new, resumed)
+    state.load_state_dict(saved)
+    loaded = state.state_dict()
+    assert loaded.keys() == saved.keys()
+    assert all(torch.equal(x, loaded[k]) for k, x in saved.items() if isinstance(x, Tensor))  # type: ignore[arg-type]
+
+
+def test_state_from_before_muons_rule_of_ends_is_loaded() -> None:
+    """Then the first and the last matrix of any network were AdamW's; both ways of moving."""
+    old, new = (ENDS["pixelcnn++"][0]() for _ in range(2))
+    wide = [p for name, p in old.named_parameters() if p.ndim >= 2 and not name.endswith(TABLES)]
+    inner = {id(p) for p in wide[1:-2]}  # without one that is now Muon's
+    optimizers = [
+        _MatrixMuon([p for p in old.parameters() if id(p) in inner], MUON),
+        *AdamWConfig().over([p for p in old.parameters() if id(p) not in inner], set()),
+    ]
+    gradients(old, 0)
+    for optimizer in optimizers:
+        optimizer.step()
+    saved = OptimizerState(old, optimizers).state_dict()
+    resumed = MUON.build(new)
+    state = OptimizerState(new, resumed)
+    state.load_state_dict(saved)
+    moved = names(old, [p for p in wide if id(p) in inner]) ^ muons(new)
+    assert len(moved) == 3  # above1 and left, and the one above
+    loaded = state.state_dict()
+    assert {key.rpartition("/")[0] for key in saved.keys() - loaded.keys()} == moved
+    gradients(new, 1)
+    for optimizer in resumed:
+        optimizer.step()
+    everything = {key.rpartition("/")[0] for key in state.state_dict()} - {""}
+    assert everything == set(dict(new.named_parameters()))
 
 
 # ---- steps ---------------------------------------------------------------------------------------

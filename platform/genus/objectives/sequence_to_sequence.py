@@ -81,7 +81,7 @@ class SequenceToSequence(Stateless):
     def loss(self, networks: Networks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(1 - ctc) nats + ctc nats by CTC of a target, divided by the longest target's tokens: a
         mean over the rows in which all tokens weigh the same, however rows are dealt to processes.
-        The metrics are nats a token."""
+        The metrics are nats a token of the micro-batch."""
         nats, tokens, ctc = self._nats(networks, batch, training=True)
         metrics = {"loss": (nats.sum() / tokens.sum()).detach()}
         weight = self.config.ctc

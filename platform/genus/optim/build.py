@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from genus.errors import ConfigError
+from genus.optim.roles import ends_of, width_of
 from genus.optim.schedule import ScheduleConfig
 from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-    """AdamW (Loshchilov & Hutter 2019), fused where the device has it."""
+    """AdamW (Loshchilov & Hutter 2019), fused where the device has it.
+
+    ``tuned_width`` gives a transformer the learning rates, but not the rest, of muP (Yang et al.
+    2022): the rate of a matrix falls as 1 / (its inputs), that of vectors, embeddings and what
+    reads the data stays (table 8). An untied output layer counts as a matrix, since it has no
+    factor 1 / width behind it (table 3). What differs from muP: weights begin at N(0, 0.02^2) at
+    every width, where muP's variance falls as 1 / width, the output's as 1 / width^2; and a tied
+    output layer has the embeddings' rate and no such factor. It takes for granted that the MLP's
+    width grows with the network's, and the number of heads instead of their width.
+    """
 
     lr: float = 1e-4
     """Peak learning rate."""
+    tuned_width: int = 0
+    """The width at which ``lr`` was found: in a transformer of another width the matrices take
+    lr * tuned_width / width, and decay as fast as with lr; 0: all take lr."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment, per step."""
     eps: float = 1e-8
@@ -31,20 +44,40 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         if self.lr < 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.lr={self.lr}, betas {self.betas}: lr >= 0, betas in [0, 1)")
+        if self.tuned_width < 0:
+            raise ConfigError(f"optim.tuned_width={self.tuned_width}: a width, or 0 for none")
 
     def build(self, network: nn.Module) -> list[torch.optim.Optimizer]:
-        """One optimizer over all parameters of a network; none where it has no parameters."""
-        return self.over(list(network.parameters()), _embeddings(network))
+        """One optimizer over all parameters of a network; none where it has no parameters.
+        ConfigError where ``tuned_width`` is given and the network is no transformer."""
+        parameters = list(network.parameters())
+        ends = ends_of(network)
+        if not parameters or not self.tuned_width:
+            return self.over(parameters, ends.embeddings)
+        ratio = width_of(network) / self.tuned_width
+        return self.over(parameters, ends.embeddings, ends.reads, ratio)
 
-    def over(self, parameters: list[nn.Parameter], plain: set[int]) -> list[torch.optim.Optimizer]:
-        """One optimizer over ``parameters``; those with an id in ``plain`` do not decay."""
-        decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in plain]
+    def over(
+        self,
+        parameters: list[nn.Parameter],
+        plain: Set[int],
+        reads: Set[int] = frozenset(),
+        ratio: float = 1.0,
+    ) -> list[torch.optim.Optimizer]:
+        """One optimizer over ``parameters``: vectors and those with an id in ``plain`` do not
+        decay; the other matrices do, and but for those in ``reads`` take lr / ``ratio``."""
         others = [p for p in parameters if p.ndim < 2 or id(p) in plain]
+        matrices = [p for p in parameters if p.ndim >= 2 and id(p) not in plain]
+        first = [p for p in matrices if id(p) in reads]
+        inner = [p for p in matrices if id(p) not in reads]
+        decay = self.weight_decay
         groups = [
-            {"params": decayed, "weight_decay": self.weight_decay, "peak": self.lr},
+            {"params": first, "weight_decay": decay, "peak": self.lr},
+            # a step's decay is the product of the two
+            {"params": inner, "weight_decay": decay * ratio, "peak": self.lr / ratio},
             {"params": others, "weight_decay": 0.0, "peak": self.lr},
         ]
-        groups = [group for group in groups if group["params"]]
+        groups = [{**group, "lr": group["peak"]} for group in groups if group["params"]]
         if not groups:
             return []
         return [torch.optim.AdamW(groups, self.lr, self.betas, self.eps, fused=True)]
@@ -52,7 +85,8 @@ class AdamWConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MuonConfig:
-    """Muon (Jordan 2024, torch.optim.Muon) for matrices; AdamW for everything else.
+    """Muon (Jordan 2024, torch.optim.Muon) for the matrices inside a network; AdamW for vectors,
+    embeddings, and what reads the data or writes the result (``optim/roles.py``).
 
     Convolutions count as matrices (C_out, C_in k k), as in the author's own use of it.
     """
@@ -64,7 +98,7 @@ class MuonConfig:
     weight_decay: float = 0.0
     """Decoupled, on the matrices."""
     adamw_lr: float = 1e-3
-    """Peak learning rate of AdamW, for vectors, embeddings, the first and the last layer."""
+    """Peak learning rate of AdamW, for everything else."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run, of both."""
 
@@ -73,13 +107,12 @@ class MuonConfig:
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(f"Muon needs torch >= 2.9, this is {torch.__version__}")
         parameters = list(network.parameters())
-        plain = _embeddings(network)
-        wide = [p for p in parameters if p.ndim >= 2 and id(p) not in plain]
-        ends = {id(p) for p in (*wide[:1], *wide[-1:])}
-        matrices = [p for p in wide if id(p) not in ends]
+        ends = ends_of(network)
+        outside = ends.embeddings | ends.reads | ends.writes
+        matrices = [p for p in parameters if p.ndim >= 2 and id(p) not in outside]
         theirs = {id(p) for p in matrices}
         rest = AdamWConfig(lr=self.adamw_lr).over(
-            [p for p in parameters if id(p) not in theirs], plain
+            [p for p in parameters if id(p) not in theirs], ends.embeddings
         )
         return [_MatrixMuon(matrices, self), *rest] if matrices else rest
 
@@ -116,11 +149,6 @@ class _MatrixMuon(torch.optim.Optimizer):
                 self.state[parameter] = self._inner.state[view]
 
 
-def _embeddings(network: nn.Module) -> set[int]:
-    tables = [m.weight for m in network.modules() if isinstance(m, nn.Embedding)]
-    return {id(table) for table in tables}
-
-
 @dataclass
 class OptimizerState:
     """The state of one network's optimizers, tensors by parameter name, for any sharding."""
@@ -144,7 +172,11 @@ class OptimizerState:
         return {**tensors, "kinds": self.kinds}
 
     def load_state_dict(self, state: State) -> None:
-        """Raises ValueError or KeyError where other optimizers or another network were saved."""
+        """Raises ValueError or KeyError where other optimizers or another network were saved.
+
+        A parameter that another of the same optimizers had then (Muon's rule for the ends was
+        another once) begins without moments.
+        """
         if state["kinds"] != self.kinds:
             raise ValueError(f"it was saved by {state['kinds']}, this run has {self.kinds}")
         owners = {
@@ -159,6 +191,8 @@ class OptimizerState:
             if not isinstance(value, Tensor):
                 continue
             p = parameters[name]
+            if isinstance(owners[id(p)], _MatrixMuon) != (key == "momentum_buffer"):
+                continue
             if value.shape == p.shape:  # moments lie like their parameter (device, memory format)
                 value = torch.empty_like(p, dtype=value.dtype).copy_(value)
             else:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genus.errors import ConfigError
 from genus.networks.pixelcnn.causal import CausalConv, Memory, Place, framed, null_label
+from genus.networks.roles import Roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,13 @@ class GatedPixelCNN(nn.Module):
             self.horizontal.append(HorizontalLayer(conv, width, classes))
         self.head0 = nn.Conv2d(width, config.head, 1)
         self.head1 = nn.Conv2d(config.head, outputs, 1)
+
+    @property
+    def roles(self) -> Roles:
+        reads = [
+            stream[0].get_parameter("conv.weight") for stream in (self.vertical, self.horizontal)
+        ]
+        return Roles(reads, [self.head1.weight])
 
     def forward(
         self, x: Tensor, label: Tensor | None = None, memory: Memory | None = None

@@ -24,6 +24,7 @@ from genus.networks.pixelcnn.causal import (
     framed,
     null_label,
 )
+from genus.networks.roles import Roles
 
 KERNELS: dict[Stream, tuple[int, int]] = {"vertical": (2, 3), "horizontal": (2, 2)}
 
@@ -174,6 +175,11 @@ class PixelCNNPlusPlus(nn.Module):
         self.vertical = Level(config, "vertical", classes)
         self.horizontal = Level(config, "horizontal", classes)
         self.head = nn.Conv2d(width, outputs, 1)
+
+    @property
+    def roles(self) -> Roles:
+        reads = [layer.weight for layer in (self.above0, self.above1, self.left)]
+        return Roles(reads, [self.head.weight])
 
     def forward(
         self, x: Tensor, label: Tensor | None = None, memory: Memory | None = None

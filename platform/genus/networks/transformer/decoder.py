@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genus.errors import ConfigError
+from genus.networks.roles import Roles
 from genus.networks.transformer.attention import View
 from genus.networks.transformer.block import Block, initialise, make_norm
 from genus.networks.transformer.cache import Cache
@@ -63,6 +64,12 @@ class Transformer(nn.Module):
         self.norm = make_norm(config)
         self.head = None if config.tied else nn.Linear(config.width, vocabulary, bias=False)
         initialise(self, config.depth, cross=cross)
+
+    @property
+    def roles(self) -> Roles:
+        """Reads by its embeddings, and writes by them where it is tied."""
+        writes = [] if self.head is None else [self.head.weight]
+        return Roles(writes=writes, width=self.config.width)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genus.errors import ConfigError
+from genus.networks.roles import Roles
 from genus.networks.transformer.block import Block, initialise, make_norm
 from genus.networks.transformer.cache import Cache
 from genus.networks.transformer.config import BlockConfig
@@ -87,6 +88,10 @@ class Encoder(nn.Module):
         self.norm = make_norm(config)
         initialise(self, config.depth)
 
+    @property
+    def roles(self) -> Roles:
+        return Roles(reads=[self.embedding.get_parameter("weight")], width=self.config.width)
+
     def forward(self, source: Tensor, mask: Tensor | None = None) -> Tensor:
         """source (B, S) int64 or (B, S, F), mask (B, S) True where real -> (B, S, D).
 
@@ -129,6 +134,10 @@ class EncoderDecoder(nn.Module):
         )
         self.decoder = Transformer(config, vocabulary=vocabulary, length=length, cross=True)
         self.aligned = nn.Linear(config.width, vocabulary + 1) if ctc else None
+
+    @property
+    def roles(self) -> Roles:
+        return Roles(writes=[] if self.aligned is None else [self.aligned.weight])
 
     def forward(
         self,
