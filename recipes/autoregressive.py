@@ -12,7 +12,7 @@ fashion-pixels         not measured yet                                     minu
 shakespeare-10m        1.47 nats: nanoGPT's on its 1.1 M characters         1 GPU, minutes
 gpt2-124m              2.85 nats on OpenWebText: nanoGPT's reproduction     300 B tokens, 8 A100:
                                                                             4 days
-gpt2-350m -774m -1.5b  none: Radford 2019's data are not public             300 B tokens
+gpt2-350m, gpt2-774m, gpt2-1.5b: none, Radford 2019's data are not public   300 B tokens
 llama-8b               the size of Llama 3 8B (Dubey 2024)                  15 T tokens
 enwik8-12l             1.11 bits/byte: Al-Rfou 2019, table 2, 12 layers     1.3 B tokens a 10 epochs
 pixelcnn-cifar10       2.92 bits/dim: Salimans 2017, table 1                250 M samples
