@@ -101,7 +101,7 @@ PRESETS = {
         objective=NextTokenConfig(label_dropout=0.1),
     ),
     "shakespeare": run_of(
-        72 * K, 32, MuonConfig(lr=0.04, adamw_lr=3e-3, weight_decay=0.05,
+        54 * K, 32, MuonConfig(lr=0.04, adamw_lr=3e-3, weight_decay=0.05,
                                schedule=ScheduleConfig(kind="cosine", warmup=3_200)),
         data=DataConfig(url="shakespeare", size=128),
         network=TransformerConfig(width=128, depth=4, heads=4),
@@ -191,7 +191,7 @@ def main() -> None:
                 shown = TextSamples(run, networks, objective, every=every, data=cfg.data)
             else:
                 shown = SampleGrid(run, networks, objective, every=every, classes=info.classes)
-            loss = Validation(run, networks, objective, every=often, data=cfg.data)
+            loss = Validation(run, networks, objective, every=often, data=cfg.data, info=info)
             parts = cfg.train, cfg.optim, cfg.ema, [shown, loss], cost
             train(run, networks, objective, stream, *parts)
 

@@ -155,14 +155,15 @@ def main() -> None:
         if command.dry_run:
             return describe(build, cfg, world, flops)
         stream = open_stream(cfg.data, batch=cfg.train.batch, seed=cfg.run.seed, **world.place)
-        cost = flops(cfg, stream.info)
-        with Run(command, __file__, world, stream.info) as run:
-            networks, objective = build(cfg, stream.info)
-            grid = SampleGrid(
-                run, networks, objective, every=cfg.train.sample_every, classes=stream.info.classes
+        info, cost = stream.info, flops(cfg, stream.info)
+        with Run(command, __file__, world, info) as run:
+            networks, objective = build(cfg, info)
+            every, often = cfg.train.sample_every, cfg.train.validate_every
+            grid = SampleGrid(run, networks, objective, every=every, classes=info.classes)
+            rows = 100  # a bound takes many network calls an image
+            loss = Validation(
+                run, networks, objective, every=often, data=cfg.data, info=info, rows=rows
             )
-            often = cfg.train.validate_every
-            loss = Validation(run, networks, objective, every=often, data=cfg.data, rows=100)
             parts = cfg.train, cfg.optim, cfg.ema, [grid, loss], cost
             train(run, networks, objective, stream, *parts)
 

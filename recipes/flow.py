@@ -190,7 +190,7 @@ def main() -> None:
             evaluations = [
                 SampleGrid(run, networks, objective, every=every, **shown),
                 RoundTrip(run, networks, objective, every=trips, data=cfg.data),
-                Validation(run, networks, objective, every=often, data=cfg.data),
+                Validation(run, networks, objective, every=often, data=cfg.data, info=info),
             ]
             parts = cfg.train, cfg.optim, cfg.ema, evaluations, cost
             train(run, networks, objective, stream, *parts)

@@ -131,7 +131,7 @@ def main() -> None:
             networks, objective = build(cfg, info)
             every, often = cfg.train.sample_every, cfg.train.validate_every
             shown = Translations(run, networks, objective, every=every, data=cfg.data, info=info)
-            loss = Validation(run, networks, objective, every=often, data=cfg.data)
+            loss = Validation(run, networks, objective, every=often, data=cfg.data, info=info)
             parts = cfg.train, cfg.optim, cfg.ema, [shown, loss], cost
             train(run, networks, objective, stream, *parts)
 

@@ -15,7 +15,7 @@ from genus.data.log_mel import log_mel, read_wav
 from genus.data.pack_pairs import Pair, pack_pairs
 from genus.data.text import END, tokenizer_of_model
 from genus.tracking import read_events, read_metrics
-from launching import BIN, command, run
+from launching import BIN, ROOT, command, run
 
 GENUS = str(BIN / "genus")
 RECIPE = "recipes/seq2seq.py"
@@ -30,11 +30,11 @@ SMALL = (
 LETTERS = tokenizer_of_model(characters_model("abcd", END), END)
 
 
-def packed(folder: Path, pairs: list[Pair]) -> None:
+def packed(folder: Path, pairs: list[Pair], rate: int = 0) -> None:
     """As train and test, padded alike."""
     for split in ("train", "test"):
         pack_pairs(pairs, folder / split, vocabulary=LETTERS.vocabulary, end=LETTERS.end,
-                   tokenizer=LETTERS)  # fmt: skip
+                   tokenizer=LETTERS, sound_rate=rate)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,25 @@ def test_answers_to_the_user_and_to_the_test_set(reversed_letters: Path) -> None
     output = run([*words, "--n", "3", "--beams", "1", "--out", "t.txt"], folder)
     assert "3 answers, greedy" in output
     assert (folder / "t.txt").read_text().count("found") == 3
-    assert "'x'" in run([*words, "--source", "abx"], folder, expect=2)
+    for source, message in (("abx", "'x'"), ("", "a text of 0"), ("abca", "a text of 4 tokens")):
+        assert message in run([*words, "--source", source], folder, expect=2)
+    unlike = ["--reference", str(ROOT / "tests" / "data" / "fashion-1000")]
+    assert "is not such data" in run([*words, *unlike], folder, expect=2)
     output = run([GENUS, "sample", str(reversed_letters)], folder, expect=2)
     assert "genus translate" in output
+    output = run([GENUS, "evaluate", str(reversed_letters), "--top-k", "3"], folder, expect=2)
+    assert "has no --top-k" in output
+
+
+def test_a_test_split_that_the_model_can_not_read_is_found_before_training(tmp_path: Path) -> None:
+    for split, text in (("train", "ab"), ("test", "abca")):
+        (tokens,) = LETTERS.encode([text])
+        pack_pairs([Pair(target=tokens, source=tokens)] * 4, tmp_path / "data" / split,
+                   vocabulary=LETTERS.vocabulary, end=LETTERS.end, tokenizer=LETTERS)  # fmt: skip
+    words = [*SMALL, "data.url=data", "data.lanes=4"]
+    output = run(command(1, *words, recipe=RECIPE), tmp_path, expect=2)
+    assert "targets of up to 5, and the model is made for the 3" in output
+    assert "samples/s" not in output
 
 
 def test_figures_stand_beside_their_baselines(reversed_letters: Path) -> None:
@@ -98,10 +114,10 @@ def test_figures_stand_beside_their_baselines(reversed_letters: Path) -> None:
     }
 
 
-def write_wav(path: Path, hertz: float) -> None:
-    sound = (8000 * np.sin(2 * np.pi * hertz * np.arange(2000) / 8000)).astype("<i2")
+def write_wav(path: Path, hertz: float, rate: int = 8000, samples: int = 2000) -> None:
+    sound = (8000 * np.sin(2 * np.pi * hertz * np.arange(samples) / rate)).astype("<i2")
     with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(sound.tobytes())
 
 
@@ -111,7 +127,7 @@ def test_sounds_are_transcribed(tmp_path: Path) -> None:
         write_wav(tmp_path / f"{letter}.wav", hertz)
         (target,) = LETTERS.encode([letter])
         pairs.append(Pair(target=target, frames=log_mel(*read_wav(tmp_path / f"{letter}.wav"))))
-    packed(tmp_path / "data", pairs)
+    packed(tmp_path / "data", pairs, rate=8000)
     words = [
         *SMALL,
         "data.url=data",
@@ -123,7 +139,17 @@ def test_sounds_are_transcribed(tmp_path: Path) -> None:
     for letter in "ac":
         words = [GENUS, "translate", "run", "--source", f"{letter}.wav"]
         assert run(words, tmp_path).strip() == letter
-    assert "reads a .wav file" in run([*words[:-1], "nowhere"], tmp_path, expect=2)
+    write_wav(tmp_path / "other.wav", 300, rate=16000)
+    write_wav(tmp_path / "long.wav", 300, samples=9000)
+    for source, message in (
+        ("nowhere", "reads a .wav file"),
+        ("a text " * 100, "reads a .wav file"),
+        ("other.wav", "-ar 8000"),
+        ("long.wav", "hears up to"),
+    ):
+        output = run([*words[:-1], source], tmp_path, expect=2)
+        assert message in output
+        assert "Traceback" not in output
 
 
 def test_images_are_captioned(tmp_path: Path) -> None:

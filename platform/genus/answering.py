@@ -62,20 +62,23 @@ def most_similar(
     """The target of the training pair with the most similar source: by the cosine of TF-IDF vectors
     of tokens, by the correlation of images, or of sounds stretched to one length."""
     asked = list(iterate_once(test, READ, limit=count))
+    targets: list[Tensor] = []
     if "source" in asked[0]:
-        questions = _stacked(batch["source"] for batch in asked)
-        sources, targets = [], []
+        sources = []
         for batch in _training(train):
             sources.append(batch["source"])
             targets.append(batch["target"])
-        vectors = token_vectors(_stacked(sources), questions, source_vocabulary)
+        questions = _stacked(batch["source"] for batch in asked)
+        known, wanted = token_vectors(_stacked(sources), questions, source_vocabulary)
+        best = nearest([known], wanted)
     else:
-        known, targets = [], []
-        for batch in _training(train):
-            known.append(signal_vectors(batch))
-            targets.append(batch["target"])
-        vectors = torch.cat(known), torch.cat([signal_vectors(batch) for batch in asked])
-    best = nearest(*vectors)
+
+        def blocks() -> Iterator[Tensor]:
+            for batch in _training(train):
+                targets.append(batch["target"])
+                yield signal_vectors(batch)
+
+        best = nearest(blocks(), torch.cat([signal_vectors(batch) for batch in asked]))
     right = _stacked(batch["target"] for batch in asked)
     return compared([_stacked(targets)[best]], [right], tokenizer)
 

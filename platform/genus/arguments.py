@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from genus.data.stream import DataConfig
+from genus.data.fitting import check_fits
+from genus.data.opening import DataConfig, read_info
 from genus.errors import ConfigError
 from genus.model import Model, load_model
 from genus.objectives.phase import SampleOptions
@@ -34,28 +35,13 @@ def model_of(arguments: Namespace) -> Model:
 
 
 def options_of(arguments: Namespace) -> SampleOptions:
-    """How to draw, with the networks of ``--guide``."""
+    """How to draw or to search, with the networks of ``--guide``."""
     guide = None
-    if arguments.guide is not None:
+    if getattr(arguments, "guide", None) is not None:
         guide = load_model(arguments.guide, arguments.guide_ema, device_of(arguments)).networks
-    return SampleOptions(
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        method=arguments.method,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
-        guide=guide,
-    )
-
-
-def search_of(arguments: Namespace) -> SampleOptions:
-    """How to search for answers."""
-    return SampleOptions(
-        beams=arguments.beams,
-        length_penalty=arguments.length_penalty,
-    )
+    names = {option.name for option in dataclasses.fields(SampleOptions)} - {"prompt", "guide"}
+    given = {name: getattr(arguments, name, None) for name in names}  # a command has some of them
+    return SampleOptions(**given, guide=guide)
 
 
 def labels_of(model: Model, count: int, label: int | None) -> list[int] | None:
@@ -76,16 +62,22 @@ def check_class(model: Model, label: int) -> None:
 
 def check_images(model: Model, command: str) -> None:
     """ConfigError where the model is not one of images."""
-    if not model.info.resolution:
+    if not model.info.resolution or model.info.target_length:
         raise ConfigError(f"genus {command} is for models of images, and {model.folder} has none")
 
 
 def reference_of(model: Model, url: str | None) -> DataConfig:
-    """The run's data config on the asked set; else on the test split beside its own, if any."""
+    """The run's data config on the asked set; else on the test split beside its own, if any; else
+    on its own, but for answers, which are not to be known. ConfigError, or DataError where the
+    model can't read them."""
     if url is None:
         test = held_out(model.config.data)
         url = test.url if test else model.config.data.url
-    return dataclasses.replace(plain(model), url=url, also=(), weights=())
+        if test is None and model.info.target_length:
+            raise ConfigError(f"{url} has no test split beside it: name other pairs by --reference")
+    data = dataclasses.replace(plain(model), url=url, also=(), weights=())
+    check_fits(model.info, read_info(data))
+    return data
 
 
 def plain(model: Model) -> DataConfig:

@@ -13,6 +13,7 @@ from torch import nn
 
 from genus.answering import answered, copied, most_similar
 from genus.arguments import (
+    check_class,
     device_of,
     labels_of,
     model_of,
@@ -20,16 +21,16 @@ from genus.arguments import (
     plain,
     reference_of,
     samples_of,
-    search_of,
 )
 from genus.data import datasets
 from genus.data.batch import Batch
 from genus.data.datasets import tokenizer_of
 from genus.data.manifest import Manifest
+from genus.data.opening import read_info
 from genus.data.stream import DataConfig, iterate_once
 from genus.data.text import Tokenizer
 from genus.errors import ConfigError, DataError
-from genus.evaluate.answers import answer_figures
+from genus.evaluate.answers import answer_figures, check_possible
 from genus.evaluate.features import efficientnet_lite0
 from genus.evaluate.kept import keep
 from genus.evaluate.measure import likelihood_figure, sample_quality
@@ -79,8 +80,9 @@ def evaluate(arguments: Namespace) -> None:
         model.objective.likelihood = ODELikelihood(trace=arguments.trace)
     known["labels"] = "the test samples' own" if model.info.classes else None
     count = arguments.likelihood
-    if count is None:  # nothing else can be measured of vectors and text
-        count = 0 if model.info.resolution else sys.maxsize
+    if count is None:  # of images it takes long
+        is_slow = model.info.resolution and not model.info.target_length
+        count = 0 if is_slow else sys.maxsize
     if count and isinstance(model.objective, CanLogDensity):
         tokenizer = _tokenizer(model) if model.info.length else None
         scored = _log_densities(model, networks, _batches(data, count, arguments), tokenizer)
@@ -162,10 +164,9 @@ def _log_densities(
             density: LogDensity = model.objective.log_density(networks, batch)
         same = [density]
         if tokenizer is not None:
-            texts = [tokenizer.decode(row.numpy()) for row in batch["tokens"][:, 1:].cpu()]
-            characters = torch.tensor([len(text) for text in texts])
+            sizes = [tokenizer.size_of(row.numpy()) for row in batch["tokens"][:, 1:].cpu()]
+            characters, octets = torch.tensor(sizes).T
             same.append(replace(density, unit="bits/char", counts=characters))
-            octets = torch.tensor([len(text.encode()) for text in texts])
             same.append(replace(density, unit="bits/byte", counts=octets))
         yield same
 
@@ -182,15 +183,18 @@ def _answers(
     model: Model, data: DataConfig, arguments: Namespace, known: Mapping[str, Any]
 ) -> dict[str, Figure]:
     """The model's answers and the baselines'."""
-    options, info = search_of(arguments), model.info
+    options, info = options_of(arguments), model.info
     plan = model.objective.plan(options)
+    if arguments.label is not None:
+        check_class(model, arguments.label)
     tokenizer, count = tokenizer_of(model.config.data.url), arguments.n or sys.maxsize
+    check_possible(min(count, read_info(data).samples))
     batches = _batches(data, count, arguments)
     found = answered(model.objective, model.networks, batches, tokenizer, options)
     passport = Passport(**known, sampler=plan.sampler, nfe=plan.nfe)
     figures = answer_figures(found, passport)
     fixed = {name: known[name] for name in ("reference", "reference_fingerprint")}
-    if "source" in info.fields and info.source_vocabulary == info.vocabulary:
+    if info.has_one_tokenizer:
         passport = Passport(**fixed, sampler="the source itself")
         figures |= answer_figures(copied(data, count, tokenizer), passport, name="of copies")
     same = most_similar(plain(model), data, count, tokenizer, info.source_vocabulary)

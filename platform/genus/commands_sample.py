@@ -19,6 +19,7 @@ from genus.model import Model
 from genus.objectives.phase import CanSample, SampleOptions
 from genus.sampling import grid_columns
 from genus.text_samples import prompt_of
+from genus.tracking import BETWEEN_TEXTS
 
 
 def sample(arguments: Namespace) -> None:
@@ -72,7 +73,7 @@ def _texts(model: Model, arguments: Namespace, options: SampleOptions) -> None:
         for rows in samples_of(model, arguments, None, count, options)
         for row in rows
     ]
-    joined = "\n\n---\n\n".join(texts) + "\n"
+    joined = BETWEEN_TEXTS.join(texts) + "\n"
     if arguments.out is None:
         print(joined)
         return

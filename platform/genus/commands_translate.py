@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from genus.arguments import device_of, model_of, reference_of, search_of
+from genus.arguments import device_of, model_of, options_of, reference_of
 from genus.atomic import replacing
 from genus.data.batch import Batch
 from genus.data.datasets import tokenizer_of
@@ -20,7 +21,7 @@ from genus.draws import Draws
 from genus.errors import ConfigError, DataError
 from genus.model import Model
 from genus.objectives.phase import CanTranslate
-from genus.translations import source_text
+from genus.translations import told
 
 
 def translate(arguments: Namespace) -> None:
@@ -28,24 +29,17 @@ def translate(arguments: Namespace) -> None:
     model = model_of(arguments)
     check_translates(model)
     tokenizer = tokenizer_of(model.config.data.url)
-    options = search_of(arguments)
+    options = options_of(arguments)
     plan = model.objective.plan(options)
-    told = []
+    answers: list[str] = []
     for batch in _sources(model, arguments, tokenizer):
         found = model.objective.translate(model.networks, batch, options).cpu()
-        for row in range(len(batch)):
-            answer = tokenizer.decode(found[row].numpy())
-            if "target" not in batch:
-                told.append(answer)
-                continue
-            truth = tokenizer.decode(batch["target"][row].cpu().numpy())
-            source = source_text(tokenizer, model.info, batch, row)
-            told.append(f"source  {source}\ntarget  {truth}\nfound   {answer}\n")
+        answers += [told(tokenizer, model.info, batch, found, row) for row in range(len(batch))]
     if arguments.out is None:
-        return print("\n".join(told))
+        return print("\n".join(answers))
     with replacing(arguments.out) as temporary:
-        temporary.write_text("\n".join(told) + "\n")
-    print(f"{arguments.out}: {len(told)} answers, {plan}, ema {model.ema}")
+        temporary.write_text("\n".join(answers) + "\n")
+    print(f"{arguments.out}: {len(answers)} answers, {plan}, ema {model.ema}")
 
 
 def check_translates(model: Model) -> None:
@@ -74,24 +68,45 @@ def own_source(model: Model, source: str, tokenizer: Tokenizer) -> dict[str, tor
     what the model does not read, DataError for what can't be read."""
     info = model.info
     if info.source_vocabulary:
-        if info.source_vocabulary != info.vocabulary:
+        if not info.has_one_tokenizer:
             raise ConfigError(
                 "--source: this model's sources have a tokenizer of their own, which its data do "
                 "not keep; leave it out to see answers to the test set"
             )
-        (tokens,) = tokenizer.encode([source])
-        if not len(tokens):
-            raise DataError("--source: the text is empty")
+        try:
+            (tokens,) = tokenizer.encode([source])
+        except UnicodeError:
+            raise DataError("--source: the text is no UTF-8") from None
+        if not 0 < len(tokens) <= info.source_length:
+            raise DataError(
+                f"--source: a text of {len(tokens)} tokens, and this model reads 1 to "
+                f"{info.source_length}"
+            )
         return {"source": torch.tensor(list(tokens), dtype=torch.int64)[None]}
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(source):  # noqa: PTH113, which fails for long texts
         wanted = "a .wav file" if info.frame_features else "an image file"
         raise DataError(f"--source: this model reads {wanted}, and there is none at {source}")
     if info.frame_features:
-        frames = torch.from_numpy(log_mel(*read_wav(path))).float()[None]
+        sound, rate = read_wav(path)
+        if info.sound_rate not in (0, rate):
+            raise DataError(
+                f"--source: {source} has {rate} Hz, and this model hears {info.sound_rate} Hz: "
+                f"'ffmpeg -i {path.name} -ar {info.sound_rate} -ac 1 out.wav' makes that"
+            )
+        frames = torch.from_numpy(log_mel(sound, rate)).float()[None]
+        if frames.shape[1] > info.source_length:
+            raise DataError(
+                f"--source: {source} has {frames.shape[1]} frames, and this model hears up to "
+                f"{info.source_length}"
+            )
         return {"frames": frames, "frames_length": torch.tensor([frames.shape[1]])}
     if path.suffix.removeprefix(".").lower() not in IMAGES:
         raise DataError(f"--source: {source} is no image ({', '.join(IMAGES)})")
     size = (info.resolution, info.resolution)
-    pixels = decode_image(path.read_bytes(), info.channels, size, model.config.data.fit)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"--source: can't read {source} ({error.strerror})") from None
+    pixels = decode_image(content, info.channels, size, model.config.data.fit)
     return {"image": torch.from_numpy(pixels.copy())[None]}

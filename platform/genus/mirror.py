@@ -22,13 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from genus.tracking import parse_lines
+from genus.tracking import BETWEEN_TEXTS, parse_lines
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 300.0
 """How long the mirror may go on sending after the run's process is gone."""
-BETWEEN_TEXTS = "\n\n---\n\n"
-"""As genus.text_samples writes them, which takes torch with it and so is not imported."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from genus.errors import DataError
 from genus.objectives.phase import CanSample, SampleOptions
 from genus.run import Run
 from genus.sampling import sample_batches
+from genus.tracking import BETWEEN_TEXTS
 
 
 def prompt_of(tokenizer: Tokenizer, text: str | None) -> Tensor:
@@ -76,7 +77,7 @@ class TextSamples:
             ordered = [everybody[i % world.size][i // world.size] for i in range(self._count)]
             try:
                 with replacing(self._run.folder / path) as temporary:
-                    temporary.write_text("\n\n---\n\n".join(ordered) + "\n")
+                    temporary.write_text(BETWEEN_TEXTS.join(ordered) + "\n")
             except OSError as error:  # no reason to end a run
                 self._run.say(f"no samples: {error}")
                 return {"error": str(error)}

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+BETWEEN_TEXTS = "\n\n---\n\n"
+"""In files of several texts."""
+
 
 class Journal:
     """Appends JSON lines to one file, each line whole: one write a line, in append mode.

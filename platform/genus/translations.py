@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genus.atomic import replacing
 from genus.data.batch import Batch
 from genus.data.datasets import tokenizer_of
+from genus.data.fitting import check_fits
 from genus.data.manifest import DataInfo
+from genus.data.opening import read_info
 from genus.data.stream import DataConfig, iterate_once
 from genus.data.text import Tokenizer
 from genus.errors import DataError
@@ -22,14 +24,19 @@ from genus.sampling import evaluating
 from genus.validation import BATCH, held_out
 
 
-def source_text(tokenizer: Tokenizer, info: DataInfo, batch: Batch, row: int) -> str:
-    """What a row's source is, for a person: its text where it has one."""
+def told(tokenizer: Tokenizer, info: DataInfo, batch: Batch, found: Tensor, row: int) -> str:
+    """A row's source, target and answer, for a person; the answer alone where no target is."""
+    answer = tokenizer.decode(found[row].numpy())
+    if "target" not in batch:
+        return answer
+    truth = tokenizer.decode(batch["target"][row].cpu().numpy())
     if "source" not in batch:
-        return f"[{'frames' if 'frames' in batch else 'image'} {int(batch.ids[row])}]"
-    tokens = batch["source"][row].cpu()
-    if info.source_vocabulary == info.vocabulary:  # one tokenizer for both sides
-        return tokenizer.decode(tokens.numpy())
-    return " ".join(str(token) for token in tokens.tolist() if token >= 0)
+        source = f"[{'frames' if 'frames' in batch else 'image'} {int(batch.ids[row])}]"
+    elif info.has_one_tokenizer:
+        source = tokenizer.decode(batch["source"][row].cpu().numpy())
+    else:
+        source = " ".join(str(t) for t in batch["source"][row].tolist() if t >= 0)
+    return f"source  {source}\ntarget  {truth}\nfound   {answer}\n"
 
 
 class Translations:
@@ -49,7 +56,8 @@ class Translations:
         info: DataInfo,
         rows: int = 50,
     ) -> None:
-        """Never due where ``data`` has no test split or no tokenizer, which the log says."""
+        """Never due where ``data`` has no test split or no tokenizer, which the log says. DataError
+        where the test split is not such as the model, which is sized by ``info``, can read."""
         self._run, self._networks, self._objective = run, networks, objective
         self._data, self._info, self._rows = held_out(data), info, rows
         self._options = SampleOptions(beams=1)
@@ -60,12 +68,14 @@ class Translations:
         except DataError as error:
             run.say(f"no translations: {error}")
             self.every = 0
+        if self.every and self._data is not None:
+            check_fits(info, read_info(self._data))
 
     def run(self, samples: int) -> Mapping[str, Any]:
         """Returns the file's path and the token error rate."""
         assert self._data is not None
-        world, decode = self._run.world, self._tokenizer.decode
-        told: list[str] = []
+        world = self._run.world
+        written: list[str] = []
         wrong = total = 0
         batches = iterate_once(
             self._data,
@@ -81,11 +91,9 @@ class Translations:
                 right = batch["target"].cpu()
                 errors, tokens = errors_of(found, right, self._tokenizer.end)
                 wrong, total = wrong + int(errors.sum()), total + int(tokens.sum())
-                for row in range(len(batch)):
-                    source = source_text(self._tokenizer, self._info, batch, row)
-                    answer, truth = decode(found[row].numpy()), decode(right[row].numpy())
-                    told.append(f"source  {source}\ntarget  {truth}\nfound   {answer}\n")
-        everybody = world.gather((told, wrong, total))
+                written += [told(self._tokenizer, self._info, batch, found, row)
+                            for row in range(len(batch))]  # fmt: skip
+        everybody = world.gather((written, wrong, total))
         rate = sum(part[1] for part in everybody) / sum(part[2] for part in everybody)
         path = f"samples/{samples:012d}.txt"
         self._run.metrics.write({"samples": samples, "token_error_rate": rate})

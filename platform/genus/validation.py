@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from genus.data.datasets import BUILT_IN
+from genus.data.fitting import check_fits
+from genus.data.manifest import DataInfo
+from genus.data.opening import read_info
 from genus.data.stream import DataConfig, iterate_once
-from genus.evaluate.measure import surprise, weights
+from genus.evaluate.measure import total, weights
 from genus.objectives.phase import CanLogDensity
 from genus.run import Run
 from genus.sampling import evaluating
@@ -43,20 +46,24 @@ class Validation:
         *,
         every: int,
         data: DataConfig,
+        info: DataInfo,
         rows: int = 500,
     ) -> None:
-        """Never due where ``data`` has no test split, which the log says."""
+        """Never due where ``data`` has no test split, which the log says. DataError where it has
+        one that the model, which is sized by ``info``, can't read."""
         self._run, self._networks, self._objective = run, networks, objective
         self._data, self._rows = held_out(data), rows
         self.every = every if self._data else 0
         if every and self._data is None:
             run.say(f"no validation: {data.url} has no test split beside it (or is remote)")
+        elif every and self._data is not None:
+            check_fits(info, read_info(self._data))
 
     def run(self, samples: int) -> Mapping[str, Any]:
         """Each rank scores its part."""
         assert self._data is not None
         world = self._run.world
-        total, weight, count, unit = 0.0, 0.0, 0, ""
+        whole, weight, count, unit = 0.0, 0.0, 0, ""
         batches = iterate_once(
             self._data,
             max(BATCH, world.size),
@@ -68,11 +75,11 @@ class Validation:
         with evaluating(self._networks), torch.no_grad():
             for batch in batches:
                 density = self._objective.log_density(self._networks, batch)
-                values, parts, unit = surprise(density), weights(density), density.unit
-                total, weight = total + float(values @ parts), weight + float(parts.sum())
-                count += len(values)
-        sums = world.gather((total, weight, count))
-        value = sum(part[0] for part in sums) / sum(part[1] for part in sums)
+                sums, parts, unit = total(density), weights(density), density.unit
+                whole, weight = whole + float(sums.sum()), weight + float(parts.sum())
+                count += len(parts)
+        ranks = world.gather((whole, weight, count))
+        value = sum(rank[0] for rank in ranks) / sum(rank[1] for rank in ranks)
         self._run.metrics.write({"samples": samples, "validation": value})
         self._run.say(f"{samples:>10,}  validation {value:.4f} {unit}")
-        return {"value": value, "unit": unit, "rows": sum(part[2] for part in sums)}
+        return {"value": value, "unit": unit, "rows": sum(rank[2] for rank in ranks)}

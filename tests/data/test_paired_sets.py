@@ -254,7 +254,7 @@ def test_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "sizes", "shape"),
     [
-        ("verses-en-es", (30406, 678), (117, 164)),
+        ("verses-en-es", (30406, 678), (132, 186)),
         ("speech-prompts", (476, 54), (782, 139)),
         ("emoji-captions", (1737, 174), (0, 79)),
     ],

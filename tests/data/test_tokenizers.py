@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,3 +198,14 @@ def test_gpt2_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoded(tokenizer, "Hello world") == [15496, 995]  # as published examples have it
     text = SHAKESPEARE.read_text()
     assert tokenizer.decode(encoded(tokenizer, text)) == text
+
+
+def test_sizes_of_text_that_a_window_cuts() -> None:
+    """A character is counted where it begins, a byte wherever it is."""
+    tokenizer = open_tokenizer("bytes")
+    tokens = np.frombuffer("Привет, мир".encode(), np.uint8)
+    whole = tokenizer.size_of(tokens)
+    assert whole == (11, len(tokens))
+    parts = [tokenizer.size_of(part) for part in (tokens[:5], tokens[5:])]
+    assert tuple(map(sum, zip(*parts, strict=True))) == whole
+    assert tokenizer.size_of([*b"ab", 256, -1]) == (2, 2)

@@ -7,10 +7,12 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from genus.checkpoint_reader import digest, newest, published, read_tensors
+from genus.data.pack_pairs import Pair, pack_pairs
 from genus.data.pack_text import pack_text
 from genus.tracking import read_events, read_metrics
 from launching import BIN, ROOT, command, descendants, kill_tree, run, start, wait_until
@@ -110,6 +112,21 @@ def test_killed_and_resumed_run_on_text_equals_the_uninterrupted_one(
     processes: int, text: tuple[str, ...], tmp_path: Path
 ) -> None:
     kill_and_resume(processes, AUTOREGRESSIVE, tmp_path, *text)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_run_on_sounds_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    """With what draws random numbers in training: masks and dropout; and with CTC."""
+    rng = np.random.default_rng(0)
+    pairs = [
+        Pair(target=rng.integers(0, 9, n).tolist(), frames=rng.normal(size=(40 + n, 8)))
+        for n in rng.integers(3, 9, 64)
+    ]
+    pack_pairs(pairs, tmp_path / "sounds", vocabulary=10, end=9)
+    more = ("data.url=../sounds", "objective.ctc=0.5", "objective.source.masks=2",
+            "objective.source.stack=2", "network.dropout=0.2")  # fmt: skip
+    (tmp_path / "runs").mkdir()
+    kill_and_resume(2, SEQ2SEQ, tmp_path / "runs", *more)
 
 
 def last_loss(folder: Path) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+import torch.nn.functional as F
 
 from genus.answering import copied, most_similar
 from genus.data.characters import characters_model
@@ -69,7 +70,20 @@ def test_tf_idf_by_hand() -> None:
     np.testing.assert_allclose(
         dense.numpy(), asked / np.linalg.norm(asked, axis=1, keepdims=True), rtol=1e-6
     )
-    assert nearest(sparse, dense).tolist() == [1, 0]
+    assert nearest([sparse], dense).tolist() == [1, 0]
+
+
+def test_the_nearest_of_several_blocks_is_the_first_best() -> None:
+    rows = F.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    asked = torch.cat([rows[[7, 33, 49]], -rows[:1]])
+    found = nearest(torch.split(rows, 13), asked)
+    assert torch.equal(found, (asked @ rows.T).argmax(1))
+    assert found[:3].tolist() == [7, 33, 49]
+
+
+def test_there_is_no_bleu_of_answers_too_short_for_it() -> None:
+    short = Answers(["one", "two three"], ["one", "two three"], torch.zeros(2), torch.ones(2))
+    assert "BLEU" not in answer_figures(short, PASSPORT)
 
 
 def packed(folder: Path, name: str, pairs: list[Pair], **more: int) -> DataConfig:

@@ -17,7 +17,7 @@ from genus.errors import ConfigError
 from genus.networks.transformer.encoder_decoder import EncoderDecoderConfig
 from genus.objectives.phase import SampleOptions
 from genus.objectives.sequence_to_sequence import SequenceToSequence, SequenceToSequenceConfig
-from genus.objectives.sources import SourceConfig, masked, shifted, trimmed
+from genus.objectives.sources import SourceConfig, masked, shifted, up_to
 
 V, END, T, S = 5, 4, 20, 24
 PAIRS = DataInfo(
@@ -151,7 +151,8 @@ def test_frames_are_stacked_and_what_pads_them_does_not_count() -> None:
     assert source.mask.sum(1).tolist() == [3, 2]
     torch.testing.assert_close(source.values[0, 1], sounds()["frames"][0, 4:8].flatten())
     torch.testing.assert_close(source.values[1, 1, :6], sounds()["frames"][1, 4:6].flatten())
-    values, mask = source
+    values, mask, lengths = source
+    assert lengths.tolist() == [3, 2]
     changed = values.clone()
     changed[~mask] = 7.0
     inputs = torch.tensor([[END], [END]])
@@ -228,11 +229,15 @@ def test_shifts_move_a_whole_image_and_belong_to_their_sample() -> None:
                 assert torch.equal(moved[row, :, i, j], image[row][:, come[0], come[1]])
 
 
-def test_trimming_keeps_all_that_is_real() -> None:
-    tokens = padded([[1] * 17, [2]], 60)
-    assert trimmed(tokens).shape == (2, 32)
-    assert trimmed(tokens[:, :20]).shape == (2, 20)
-    assert int((trimmed(tokens) >= 0).sum()) == 18
+def test_what_is_read_is_cut_to_few_lengths_and_keeps_all_that_is_real() -> None:
+    assert [up_to(n, 16) for n in (1, 16, 17)] == [16, 16, 32]
+    _, objective = made(PAIRS)
+    source = objective.source.read(pairs())
+    part = source.rows(torch.tensor([2, 0]), 7)
+    assert part.values.shape == (2, 16)
+    assert part.mask is not None
+    assert part.mask.sum(1).tolist() == part.lengths.tolist() == [5, 7]
+    assert torch.equal(part.values[0, :5], pairs()["source"][2, :5])
 
 
 @pytest.mark.parametrize(

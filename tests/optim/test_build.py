@@ -325,7 +325,7 @@ def test_a_step_moves_each_by_its_rate() -> None:
 
 
 def test_rates_by_width_are_refused_where_there_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"tuned_width is for transformers.*UNet is none"):
+    with pytest.raises(ConfigError, match=r"tuned_width is for networks.*UNet does not"):
         NARROW.build(ENDS["unet"][0]())
     with pytest.raises(ConfigError, match="tuned_width=-1"):
         AdamWConfig(tuned_width=-1)

@@ -82,15 +82,19 @@ class Prompts:
     def make(self, name: str, out: Mapping[str, Path], scratch: Path, source: Path | None) -> None:
         folder = _from_debian(name, self.packages, self.installed, self.sha256, scratch, source)
         samples: dict[str, tuple[str, Pair]] = {}
+        rates: set[int] = set()
         for line in gzip.decompress((folder / self.words).read_bytes()).decode().splitlines():
             prompt, _, words = line.partition(":")
             path, words = folder / self.sounds / f"{prompt.strip()}.wav", _spoken(words)
             if line.startswith(";") or not words or not path.exists():
                 continue
             sound, rate = read_wav(path)
+            rates.add(rate)
             if len(sound) <= self.seconds * rate:
                 samples[prompt.strip()] = words, Pair(target=(), frames=log_mel(sound, rate))
-        _pack_texts(samples, out, name)
+        if len(rates) > 1:
+            raise DataError(f"the sounds of {name} have several rates: {sorted(rates)}")
+        _pack_texts(samples, out, name, max(rates, default=0))
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def _spoken(words: str) -> str:
 
 
 def _pack_texts(
-    samples: Mapping[str, tuple[str, Pair]], out: Mapping[str, Path], name: str
+    samples: Mapping[str, tuple[str, Pair]], out: Mapping[str, Path], name: str, rate: int = 0
 ) -> None:
     """Key -> (text, pair whose target it becomes), by characters."""
     texts = [text for text, _ in samples.values()]
@@ -164,11 +168,15 @@ def _pack_texts(
     parts: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     for (key, (_, pair)), tokens in zip(samples.items(), tokenizer.encode(texts), strict=True):
         parts["test" if held_out(key) else "train"].append(replace(pair, target=tokens))
-    _pack(parts, out, tokenizer, name)
+    _pack(parts, out, tokenizer, name, rate)
 
 
 def _pack(
-    parts: Mapping[str, Sequence[Pair]], out: Mapping[str, Path], tokenizer: Tokenizer, name: str
+    parts: Mapping[str, Sequence[Pair]],
+    out: Mapping[str, Path],
+    tokenizer: Tokenizer,
+    name: str,
+    rate: int = 0,
 ) -> None:
     """The splits, padded alike."""
     every = [pair for pairs in parts.values() for pair in pairs]
@@ -185,5 +193,6 @@ def _pack(
             end=tokenizer.end,
             tokenizer=tokenizer,
             lengths=lengths,
+            sound_rate=rate,
             name=name,
         )

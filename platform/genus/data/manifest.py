@@ -15,7 +15,7 @@ from genus.errors import DataError
 MANIFEST = "manifest.json"
 _SHARD_FIELDS = ("url", "nsamples", "filesize", "checksum", "indexsize")
 _TOKEN_FIELDS = ("tokens", "vocabulary", "dtype", "end", "tokenizer")
-_PAIR_FIELDS = ("lengths", "source_vocabulary", "frame_features")
+_PAIR_FIELDS = ("lengths", "source_vocabulary", "frame_features", "sound_rate")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Manifest:
     """Tokens of sources are 0..source_vocabulary-1; 0 without them."""
     frame_features: int = 0
     """Numbers of a frame; 0 without frames."""
+    sound_rate: int = 0
+    """Of the sounds that the frames were made from, in Hz; 0: not known."""
 
     def fingerprint(self) -> str:
         """A hash of all content and its order; the same wherever the folder lies."""
@@ -176,6 +178,15 @@ class DataInfo:
     """Of source sequences; 0 without them."""
     frame_features: int = 0
     """F, numbers of a frame; 0 without frames."""
+    sound_rate: int = 0
+    """Of the sounds that the frames were made from, in Hz; 0: not known."""
+    tokenizer: str = ""
+    """Of windows or targets: "bytes", or the sha256 of tokenizer.json; empty: not known."""
+
+    @property
+    def has_one_tokenizer(self) -> bool:
+        """Whether sources are tokens of the targets' tokenizer, as far as vocabularies tell."""
+        return 0 < self.source_vocabulary == self.vocabulary
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -268,6 +279,8 @@ def info_of(
         ),
         source_vocabulary=first.source_vocabulary,
         frame_features=first.frame_features,
+        sound_rate=first.sound_rate,
+        tokenizer=first.tokenizer,
     )
 
 
@@ -281,6 +294,7 @@ def _check_alike(first: Manifest, other: Manifest) -> None:
         ("numbers of a vector", first.dims, other.dims),
         ("vocabulary of sources", first.source_vocabulary, other.source_vocabulary),
         ("numbers of a frame", first.frame_features, other.frame_features),
+        ("rate of sounds", first.sound_rate, other.sound_rate),
     ):
         if one != two:
             raise DataError(

@@ -47,6 +47,7 @@ def pack_pairs(
     source_vocabulary: int = 0,
     tokenizer: Tokenizer | None = None,
     lengths: Mapping[str, int] | None = None,
+    sound_rate: int = 0,
     shard_size: int = 1000,
     shuffle_seed: int | None = 0,
     name: str = "",
@@ -57,9 +58,10 @@ def pack_pairs(
     in them), and models begin a target with it too. Sources are tokens in 0..source_vocabulary-1
     (0: the vocabulary of the targets), stored as they are. ``tokenizer``: that of the targets, of
     which the folder gets a copy. ``lengths`` are at least those of the manifest: give splits the
-    same, and they are padded alike. Pairs are shuffled by ``shuffle_seed`` (None: kept in order);
-    their keys are their numbers. ``out`` appears whole or not at all, and is never overwritten:
-    DataError, as for tokens outside their vocabulary.
+    same, and they are padded alike. ``sound_rate``: of the sounds behind frames, in Hz. Pairs are
+    shuffled by ``shuffle_seed`` (None: kept in order); their keys are their numbers. ``out``
+    appears whole or not at all, and is never overwritten: DataError, as for tokens outside their
+    vocabulary.
     """
     out = Path(out)
     if not pairs or shard_size < 1:
@@ -76,6 +78,7 @@ def pack_pairs(
             vocabulary=vocabulary,
             source_vocabulary=sizes[1] if "source" in manifest.lengths else 0,
             end=end,
+            sound_rate=sound_rate,
             tokenizer="" if tokenizer is None else tokenizer.name,
             lengths={
                 field: max(length, (lengths or {}).get(field, 0))

@@ -52,7 +52,20 @@ class Tokenizer:
     def decode(self, tokens: Tokens) -> str:
         """The text of tokens (n,) in 0..vocabulary-1, on the host. Left out are the end token and
         -1, which pads; bytes that are no UTF-8 become U+FFFD."""
-        return self.text_of([t for t in np.asarray(tokens).tolist() if t >= 0 and t != self.end])
+        return self.text_of(self._real(tokens))
+
+    def size_of(self, tokens: Tokens) -> tuple[int, int]:
+        """(characters, bytes) of their text in UTF-8. What a window of bytes cuts of a character
+        counts as its bytes, and as a character where it begins one; with other tokenizers as the
+        U+FFFD that stand for it."""
+        real = self._real(tokens)
+        if self.name == BYTES:
+            return sum(t & 0xC0 != 0x80 for t in real), len(real)
+        text = self.text_of(real)
+        return len(text), len(text.encode())
+
+    def _real(self, tokens: Tokens) -> list[int]:
+        return [t for t in np.asarray(tokens).tolist() if t >= 0 and t != self.end]
 
 
 def open_tokenizer(name: str, end: str = "") -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,17 +47,23 @@ def _before(tokens: list[int], end: int) -> list[int]:
     return [token for token in tokens if token >= 0]
 
 
+def check_possible(count: int) -> None:
+    """EvaluationError without sacrebleu, or for fewer than 2 answers: before they are searched."""
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise EvaluationError("BLEU and chrF need sacrebleu: pip install sacrebleu")
+    if count < 2:
+        raise EvaluationError(f"answers to at least 2 sources are needed, not {count}")
+
+
 def answer_figures(answers: Answers, passport: Passport, *, name: str = "") -> dict[str, Figure]:
-    """Token error rate, the share of exact answers, BLEU and chrF, their names followed by
-    ``name``. EvaluationError without sacrebleu, or for fewer than 2 answers."""
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-    except ImportError:
-        raise EvaluationError("BLEU and chrF need sacrebleu: pip install sacrebleu") from None
+    """Token error rate, the share of exact answers, chrF and BLEU, their names followed by
+    ``name``; no BLEU where no right answer has four words, which even perfect ones would fail.
+    EvaluationError as ``check_possible`` has it."""
     n = len(answers.found)
-    if n < 2:
-        raise EvaluationError(f"answers to at least 2 sources are needed, not {n}")
+    check_possible(n)
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     passport = replace(passport, samples=n)
     rate, spread = ratio(answers.errors.double(), answers.tokens.double())
     exact, exact_spread = ratio((answers.errors == 0).double(), torch.ones(n, dtype=torch.double))
@@ -67,7 +74,8 @@ def answer_figures(answers: Answers, passport: Passport, *, name: str = "") -> d
         f"token error rate{tail}": Figure(100 * rate, 100 * spread, "%", tokens, error),
         f"exact{tail}": Figure(100 * exact, 100 * exact_spread, "%", tokens, error),
     }
-    for label, metric in (("BLEU", BLEU()), ("chrF", CHRF())):
+    has_four = any(len(text.split()) >= 4 for text in answers.right)
+    for label, metric in [("BLEU", BLEU())] * has_four + [("chrF", CHRF())]:
         score = metric.corpus_score(list(answers.found), [list(answers.right)])
         signed = replace(passport, scoring=f"sacrebleu {metric.get_signature()}")
         figures[f"{label}{tail}"] = Figure(float(score.score), None, "", signed)

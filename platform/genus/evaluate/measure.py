@@ -127,9 +127,9 @@ def mean_surprise(densities: Iterable[LogDensity]) -> tuple[float, float]:
     Rows of different lengths count by their tokens: sum of nats over sum of tokens, with the usual
     error of a ratio, sqrt(N / (N - 1) sum_i (nats_i - mean tokens_i)^2) / sum of tokens.
     """
-    pairs = [(surprise(density), weights(density)) for density in densities]
-    values, weight = (torch.cat(column) for column in zip(*pairs, strict=True))
-    return ratio(values * weight, weight)
+    pairs = [(total(density), weights(density)) for density in densities]
+    sums, weight = (torch.cat(column) for column in zip(*pairs, strict=True))
+    return ratio(sums, weight)
 
 
 def ratio(sums: Tensor, weight: Tensor) -> tuple[float, float]:
@@ -141,16 +141,14 @@ def ratio(sums: Tensor, weight: Tensor) -> tuple[float, float]:
 
 def surprise(density: LogDensity) -> Tensor:
     """(B,) float64 on the host: each row's negative log density in ``density.unit``."""
+    return total(density) / weights(density)
+
+
+def total(density: LogDensity) -> Tensor:
+    """(B,) float64 on the host: each row's negative log density, in bits or nats as its unit has
+    it, not divided by what the row is made of."""
     nats = -density.nats.double().cpu()
-    match density.unit:
-        case "bits/dim":
-            return nats / (density.dims * math.log(2))
-        case "nats":
-            return nats
-        case "nats/token":
-            return nats / weights(density)
-        case "bits/char" | "bits/byte":
-            return nats / (weights(density) * math.log(2))
+    return nats / math.log(2) if density.unit.startswith("bits") else nats
 
 
 def weights(density: LogDensity) -> Tensor:

@@ -5,6 +5,8 @@ Shapes: N training sources, M test sources, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,13 +17,21 @@ SEGMENTS = 32
 """Into which a sound is cut, whatever its length."""
 
 
-def nearest(train: Tensor, test: Tensor) -> Tensor:
+def nearest(blocks: Iterable[Tensor], test: Tensor) -> Tensor:
     """(M,) for each test source the number of the training source with the largest cosine.
 
-    Sources are described by ``token_vectors`` (sparse or dense) or ``signal_vectors``.
+    Sources are described by ``token_vectors`` (sparse or dense) or ``signal_vectors``, (N, D) in
+    blocks of rows and (M, D); only one block is kept at a time.
     """
-    best = [(train @ part.T).argmax(0) for part in torch.split(test, 256)]
-    return torch.cat(best)
+    best = torch.full((len(test),), -torch.inf)
+    which = torch.zeros(len(test), dtype=torch.int64)
+    seen = 0
+    for block in blocks:
+        cosine = torch.cat([(block @ part.T).T for part in torch.split(test, 256)])
+        value, at = cosine.max(1)
+        which = torch.where(value > best, at + seen, which)
+        best, seen = torch.maximum(best, value), seen + len(block)
+    return which
 
 
 def token_vectors(train: Tensor, test: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -52,11 +62,11 @@ def _counts(tokens: Tensor, vocabulary: int) -> Tensor:
 def signal_vectors(batch: Batch) -> Tensor:
     """(B, D): images as their pixels, sounds as the mean frames of ``SEGMENTS`` equal parts; each
     without its mean and of unit length, so that a cosine is a correlation."""
-    if "image" in batch:
-        flat = batch["image"].flatten(1).float()
-    else:
+    if "frames" in batch:
         flat = torch.stack([
             F.adaptive_avg_pool1d(frames[:length].T[None].float(), SEGMENTS).flatten()
             for frames, length in zip(batch["frames"], batch["frames_length"].tolist(), strict=True)
         ])  # fmt: skip
+    else:
+        flat = batch["image"].flatten(1).float()
     return F.normalize(flat - flat.mean(1, keepdim=True), dim=1)

@@ -25,7 +25,7 @@ from genus.objectives.phase import (
     Stateless,
     Traits,
 )
-from genus.objectives.sources import SourceConfig, SourceReader, trimmed
+from genus.objectives.sources import TRIM, SourceConfig, SourceReader, up_to
 from genus.samplers.beam import beam_search
 
 
@@ -108,7 +108,9 @@ class SequenceToSequence(Stateless):
         """The most probable answers (B, T) that beam search finds."""
         self.plan(options)
         beams, alpha = self._search(options)
-        values, mask = self.source.read(batch)
+        source = self.source.read(batch)
+        every = torch.arange(len(batch), device=source.values.device)
+        values, mask, _ = source.rows(every, int(source.lengths.max()))
         start = torch.full((len(batch), 1), self.end, device=values.device)
         return beam_search(
             networks["model"],
@@ -126,12 +128,15 @@ class SequenceToSequence(Stateless):
         self, networks: Networks, batch: Batch, *, training: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """-ln P of each row's target, its number of tokens, -ln P by CTC where that is on: (B,)."""
-        targets, source = trimmed(batch["target"]), self.source.read(batch, training)
+        targets, source = batch["target"].long(), self.source.read(batch, training)
         tokens = (targets >= 0).sum(1)
-        order = (tokens + source.lengths).argsort(stable=True)
+        # one look at the device: everything about lengths is decided on the host
+        T, S = torch.stack([tokens, source.lengths]).cpu()
+        order = (T + S).argsort(stable=True)
         nats, ctc = [], []
-        for rows in order.chunk(self.config.groups):
-            part, right = source.rows(rows), trimmed(targets[rows])
+        for rows in order.tensor_split(min(self.config.groups, len(batch))):
+            part = source.rows(at := rows.to(targets.device), int(S[rows].max()))
+            right = targets[at, : up_to(int(T[rows].max()), TRIM)]
             inputs = F.pad(right[:, :-1], (1, 0), value=self.end).clamp(min=0)
             scores: TokenScores | AlignedScores = networks["model"](
                 part.values, inputs, targets=right, source_mask=part.mask
@@ -139,7 +144,7 @@ class SequenceToSequence(Stateless):
             nats.append(scores.nats.sum(1))
             if isinstance(scores, AlignedScores):
                 ctc.append(scores.ctc)
-        back = order.argsort()
+        back = order.argsort().to(targets.device)
         return torch.cat(nats)[back], tokens, torch.cat(ctc)[back] if ctc else None
 
     def _search(self, options: SampleOptions) -> tuple[int, float]:

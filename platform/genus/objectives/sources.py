@@ -24,28 +24,20 @@ several times the work, and few different shapes keep compiled networks compiled
 
 
 class Source(NamedTuple):
-    """As ``EncoderDecoder`` takes it."""
+    """As ``EncoderDecoder`` takes it, and how long each is."""
 
     values: Tensor
     """(B, S) int64 or (B, S, F)."""
     mask: Tensor | None
     """(B, S), True where real; None: everywhere."""
+    lengths: Tensor
+    """(B,) real elements."""
 
-    @property
-    def lengths(self) -> Tensor:
-        """(B,) real elements."""
-        if self.mask is None:
-            S = self.values.shape[1]
-            return torch.full((len(self.values),), S, device=self.values.device)
-        return self.mask.sum(1)
-
-    def rows(self, rows: Tensor) -> Source:
-        """The sources ``rows`` (n,), no longer than the longest of them."""
-        if self.mask is None:
-            return Source(self.values[rows], None)
-        mask = self.mask[rows]
-        longest = up_to(int(mask.sum(1).max()), TRIM)
-        return Source(self.values[rows, :longest], mask[:, :longest])
+    def rows(self, rows: Tensor, longest: int) -> Source:
+        """The sources ``rows`` (n,), of which none is longer than ``longest``."""
+        stop = up_to(longest, TRIM)
+        mask = None if self.mask is None else self.mask[rows, :stop]
+        return Source(self.values[rows, :stop], mask, self.lengths[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,30 +99,25 @@ class SourceReader:
     """F; 0 for tokens."""
 
     def read(self, batch: Batch, training: bool = False) -> Source:
-        """The batch's sources, no longer than the longest of them."""
+        """The batch's sources, as long as the data set's longest."""
         if self.field == "source":
-            tokens = trimmed(batch["source"])
-            return Source(tokens.clamp(min=0), tokens >= 0)
+            tokens = batch["source"].long()
+            mask = tokens >= 0
+            return Source(tokens.clamp(min=0), mask, mask.sum(1))
         if self.field == "image":
             p, image = self.config.patch, image_of(batch)
             if training and self.config.shift:
                 image = shifted(image, batch, self.config.shift)
-            patches = rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
-            return Source(patches.contiguous(), None)
+            patches = rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p).contiguous()
+            return Source(patches, None, torch.full_like(patches[:, 0, 0], self.length).long())
         frames, length, k = batch["frames"], batch["frames_length"], self.config.stack
         if training and self.config.masks:
             frames = masked(frames, length, batch, self.config.masks)
-        longest = min(frames.shape[1], up_to(int(length.max()), TRIM * k))
-        frames = F.pad(frames[:, :longest], (0, 0, 0, -longest % k))
-        stacked = rearrange(frames, "b (s k) f -> b s (k f)", k=k)
-        at = torch.arange(stacked.shape[1], device=frames.device)
-        return Source(stacked, at < (-(-length // k))[:, None])
-
-
-def trimmed(tokens: Tensor) -> Tensor:
-    """Tokens (B, T), padded with -1, without columns that are padding in all rows."""
-    longest = int((tokens >= 0).sum(1).max())
-    return tokens[:, : up_to(longest, TRIM)].long()
+        stacked = rearrange(F.pad(frames, (0, 0, 0, -frames.shape[1] % k)),
+                            "b (s k) f -> b s (k f)", k=k)  # fmt: skip
+        lengths = -(-length // k)
+        mask = torch.arange(stacked.shape[1], device=frames.device) < lengths[:, None]
+        return Source(stacked, mask, lengths)
 
 
 def up_to(number: int, step: int) -> int:

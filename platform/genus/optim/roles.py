@@ -53,13 +53,15 @@ def width_of(network: nn.Module) -> int:
     widths = {width for width in said if width}
     if len(widths) != 1:
         raise ConfigError(
-            f"optim.tuned_width is for transformers, whose matrices grow with one width: "
-            f"{type(network).__name__} is none; set it to 0, and tune optim.lr at the size that "
-            "trains"
+            f"optim.tuned_width is for networks that say their width, as those of "
+            f"networks/transformer do, and {type(network).__name__} does not: set it to 0, and "
+            "tune optim.lr at the size that trains"
         )
     return widths.pop()
 
 
 def _roles(part: nn.Module) -> Roles | None:
-    roles = getattr(part, "roles", None)
+    if not hasattr(type(part), "roles"):  # the property's own errors are not to be swallowed
+        return None
+    roles = part.roles
     return roles if isinstance(roles, Roles) else None

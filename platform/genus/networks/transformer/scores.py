@@ -72,8 +72,7 @@ class _ChunkedScores(torch.autograd.Function):
         log_z = torch.empty_like(nats)
         kept: list[Tensor] = []
         budget = keep_bytes // (weight.element_size() * len(weight))
-        for start in range(0, len(hidden_ND), rows):
-            part = slice(start, start + rows)
+        for part in _parts(len(hidden_ND), rows):
             logits = hidden_ND[part].to(compute) @ weight.T
             budget -= len(logits)
             if budget >= 0:
@@ -99,8 +98,7 @@ class _ChunkedScores(torch.autograd.Function):
         # d nats = p - onehot(target), d log_z = p, where p is the softmax.
         on_target = -nats_grad_N.where(counted, 0)
         on_all = (nats_grad_N + log_z_grad_N).where(counted, 0)
-        for index, start in enumerate(range(0, len(hidden_ND), rows)):
-            part = slice(start, start + rows)
+        for index, part in enumerate(_parts(len(hidden_ND), rows)):
             hidden = hidden_ND[part].to(ctx.compute)
             logits = kept[index] if index < len(kept) else hidden @ weight.T
             grad = torch.softmax(logits, 1, dtype=exact).mul_(on_all[part, None])
@@ -116,3 +114,11 @@ class _ChunkedScores(torch.autograd.Function):
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight_VD.dtype)
         return hidden_grad, weight_grad, None, None, None, None
+
+
+def _parts(count: int, rows: int) -> list[slice]:
+    """``count`` rows cut into parts of ``rows``. A single part is not counted off: compiled code
+    would hold for that one number of rows only."""
+    if count <= rows:
+        return [slice(None)]
+    return [slice(start, start + rows) for start in range(0, count, rows)]
