@@ -78,12 +78,12 @@ PRESETS = {
         network=EncoderDecoderConfig(width=128, depth=3, heads=4, positions="learned", dropout=0.1),
     ),
     "captions": run_of(
-        96 * K, 32, 0.02, data=DataConfig(url="emoji-captions", size=64),
+        64 * K, 32, 0.02, data=DataConfig(url="emoji-captions", size=64),
         network=EncoderDecoderConfig(width=128, depth=3, heads=4, positions="learned", dropout=0.2),
         objective=SequenceToSequenceConfig(source=SourceConfig(shift=2)),
     ),
     "speech": run_of(
-        48 * K, 16, 0.02, data=DataConfig(url="speech-prompts"),
+        40 * K, 16, 0.02, data=DataConfig(url="speech-prompts"),
         network=EncoderDecoderConfig(width=128, depth=3, encoder_depth=4, heads=4,
                                      positions="learned", dropout=0.2),
         objective=SequenceToSequenceConfig(source=SourceConfig(stack=3, masks=2), ctc=0.5),

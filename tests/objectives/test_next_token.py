@@ -15,6 +15,7 @@ from genus.errors import ConfigError
 from genus.networks.transformer.decoder import Transformer, TransformerConfig
 from genus.objectives.next_token import NextTokenConfig
 from genus.objectives.phase import SampleOptions
+from genus.samplers.tokens import generate
 
 V, T = 5, 12
 
@@ -137,6 +138,21 @@ def test_samples_follow_their_prompt_or_fill_an_image() -> None:
     assert drawn.shape == (3, 2, 2, 2)
     levels = (drawn + 1) * 127.5
     assert (levels - levels.round()).abs().max() < 1e-4
+
+
+def test_text_beyond_a_window_goes_on_from_its_second_half() -> None:
+    text, network = NextTokenConfig().build(T), model()
+    prompt = torch.tensor([1, 2, 3])
+    draws = Draws.of(range(4))
+    long = SampleOptions(prompt=prompt, length=T + 2)
+    drawn = text.sample({"model": network}, draws, None, long)
+    first = text.sample({"model": network}, draws, None, SampleOptions(prompt=prompt))
+    assert torch.equal(drawn[:, : T - 3], first)
+    half = torch.cat([prompt.expand(4, -1), first], 1)[:, -T // 2 :]
+    rest = generate(network, half, None, 5, draws.scoped("window"))
+    assert torch.equal(drawn[:, T - 3 :], rest)
+    much = SampleOptions(prompt=torch.arange(3 * T) % V, length=2)
+    assert text.sample({"model": network}, draws, None, much).shape == (4, 2)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,9 @@ class NextToken(Stateless):
     ) -> Tensor:
         """(B, C, H, W) images in [-1, 1]; or tokens (B, T), which follow ``options.prompt`` and
         fill a window with it where ``options.length`` is open. ConfigError for text from nothing.
+
+        Nothing was trained beyond a window: where that is full, its second half is read again as
+        the beginning of the next one.
         """
         self.plan(options)
         prompt = options.prompt
@@ -139,20 +142,29 @@ class NextToken(Stateless):
                 f"a prompt of {len(prompt)} tokens leaves no room in a window of {self.length}"
             )
         how = self._sampling(options)
-        tokens = generate(
-            networks["model"],
-            prompt.to(draws.device).expand(len(draws), -1),
-            None,
-            count,
-            draws,
-            temperature=how.temperature,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            min_p=how.min_p,
-            label=label,
-            guidance=how.guidance,
-            classes=self.classes,
-        )
+        context, parts = prompt.to(draws.device).expand(len(draws), -1), []
+        while count:
+            if context.shape[1] >= self.length:
+                context = context[:, -max(1, self.length // 2) :]
+                draws = draws.scoped("window")
+            part = generate(
+                networks["model"],
+                context,
+                None,
+                min(count, max(1, self.length - context.shape[1])),
+                draws,
+                temperature=how.temperature,
+                top_k=how.top_k,
+                top_p=how.top_p,
+                min_p=how.min_p,
+                label=label,
+                guidance=how.guidance,
+                classes=self.classes,
+            )
+            parts.append(part)
+            count -= part.shape[1]
+            context = torch.cat([context, part], dim=1)
+        tokens = torch.cat(parts, dim=1)
         if not self.image:
             return tokens
         C, H, W = self.image
