@@ -78,9 +78,9 @@ PRESETS = {
         network=EncoderDecoderConfig(width=128, depth=3, heads=4, positions="learned", dropout=0.1),
     ),
     "captions": run_of(
-        64 * K, 32, 0.02, data=DataConfig(url="emoji-captions", size=64),
-        network=EncoderDecoderConfig(width=128, depth=3, heads=4, positions="learned", dropout=0.2),
-        objective=SequenceToSequenceConfig(source=SourceConfig(shift=2)),
+        24 * K, 32, 0.02, data=DataConfig(url="emoji-captions", size=64),
+        network=EncoderDecoderConfig(width=128, depth=3, heads=4, dropout=0.2),
+        objective=SequenceToSequenceConfig(length_penalty=0.0),
     ),
     "speech": run_of(
         40 * K, 16, 0.02, data=DataConfig(url="speech-prompts"),
