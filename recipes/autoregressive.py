@@ -111,7 +111,7 @@ PRESETS = {
         network=TransformerConfig(width=384, depth=6, heads=6, positions="learned", dropout=0.2),
     ),
     "fashion-pixels": run_of(
-        48 * K, 32, adamw(2e-3, 3_200, 0.999, 0.0), data=DataConfig(url="fashion-mnist"),
+        40 * K, 32, adamw(2e-3, 3_200, 0.999, 0.0), data=DataConfig(url="fashion-mnist"),
         network=PixelCNNPlusPlusConfig(width=32, blocks=1),
         objective=PixelLikelihoodConfig(label_dropout=0.1),
     ),

@@ -202,7 +202,9 @@ def test_churn_raises_the_noise_level_by_gamma() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "calls"), [(euler, 6), (heun, 11), (dpm_solver_pp_2m, 6)], ids=lambda v: str(v)
+    ("sampler", "calls"),
+    [(euler, 6), (heun, 11), (dpm_solver_pp_2m, 6)],
+    ids=["euler", "heun", "dpm_solver_pp_2m"],
 )
 def test_network_calls_and_labels(sampler: object, calls: int) -> None:
     """NFE as published: Heun 2N - 1, the others N; a label picks its component."""
