@@ -7,8 +7,8 @@
 preset                 score to expect                                      cost
 ---------------------  ---------------------------------------------------  ----------------------
 tiny                   none: seconds, to try the platform out               10 s, 1 CPU core
-shakespeare (default)  not measured yet                                     minutes, 2 CPU cores
-fashion-pixels         not measured yet                                     minutes, 2 CPU cores
+shakespeare (default)  1.39 nats a character (2.01 bits) on the test split  9 min, 2 CPU cores
+fashion-pixels         3.01 bits/dim on the test split, given the class     15 min, 2 CPU cores
 shakespeare-10m        1.47 nats: nanoGPT's on its 1.1 M characters         1 GPU, minutes
 gpt2-124m              2.85 nats on OpenWebText: nanoGPT's reproduction     300 B tokens, 8 A100:
                                                                             4 days
