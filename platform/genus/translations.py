@@ -14,14 +14,14 @@ from genus.data.datasets import tokenizer_of
 from genus.data.fitting import check_fits
 from genus.data.manifest import DataInfo
 from genus.data.opening import read_info
-from genus.data.stream import DataConfig, iterate_once
+from genus.data.stream import DataConfig
 from genus.data.text import Tokenizer
 from genus.errors import DataError
 from genus.evaluate.answers import errors_of
 from genus.objectives.phase import CanTranslate, SampleOptions
 from genus.run import Run
 from genus.sampling import evaluating
-from genus.validation import BATCH, held_out
+from genus.validation import held_out, own_part
 
 
 def told(tokenizer: Tokenizer, info: DataInfo, batch: Batch, found: Tensor, row: int) -> str:
@@ -77,14 +77,7 @@ class Translations:
         world = self._run.world
         written: list[str] = []
         wrong = total = 0
-        batches = iterate_once(
-            self._data,
-            max(BATCH, world.size),
-            limit=self._rows,
-            rank=world.rank,
-            world=world.size,
-            device=world.device,
-        )
+        batches = own_part(self._data, self._rows, world)
         with evaluating(self._networks), torch.no_grad():
             for batch in batches:
                 found = self._objective.translate(self._networks, batch, self._options).cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from genus.data.batch import Batch
 from genus.data.datasets import BUILT_IN
 from genus.data.fitting import check_fits
 from genus.data.manifest import DataInfo
@@ -17,6 +18,7 @@ from genus.data.opening import read_info
 from genus.data.stream import DataConfig, iterate_once
 from genus.evaluate.measure import total, weights
 from genus.objectives.phase import CanLogDensity
+from genus.parallel import World
 from genus.run import Run
 from genus.sampling import evaluating
 
@@ -30,6 +32,18 @@ def held_out(data: DataConfig) -> DataConfig | None:
     if data.url not in BUILT_IN and not (Path(test) / "manifest.json").exists():
         return None
     return replace(data, url=test, also=(), weights=(), flip=False, bucket_step=0, workers=0)
+
+
+def own_part(data: DataConfig, rows: int, world: World) -> Iterator[Batch]:
+    """This rank's part of the first ``rows`` samples as they are stored."""
+    return iterate_once(
+        data,
+        max(BATCH, world.size),
+        limit=rows,
+        rank=world.rank,
+        world=world.size,
+        device=world.device,
+    )
 
 
 class Validation:
@@ -64,14 +78,7 @@ class Validation:
         assert self._data is not None
         world = self._run.world
         whole, weight, count, unit = 0.0, 0.0, 0, ""
-        batches = iterate_once(
-            self._data,
-            max(BATCH, world.size),
-            limit=self._rows,
-            rank=world.rank,
-            world=world.size,
-            device=world.device,
-        )
+        batches = own_part(self._data, self._rows, world)
         with evaluating(self._networks), torch.no_grad():
             for batch in batches:
                 density = self._objective.log_density(self._networks, batch)
