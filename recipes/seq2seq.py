@@ -8,7 +8,7 @@ preset             score to expect                                          cost
 tiny               none: seconds, to try the platform out                   10 s, 1 CPU core
 reverse            0 errors: strings of up to 16 letters, reversed          2 min, 1 CPU core
 verses (default)   BLEU 25.2, chrF 46.7 on Mark; nearest verse 25.0, 44.6   27 min, 2 CPU cores
-captions           85 % of characters wrong; nearest image 77 %             7 min, 1 CPU core
+captions           86 % of characters wrong; nearest image 77 %             5 min, 1 CPU core
 speech             53 % of characters wrong; nearest sound 60 %             20 min, 1 CPU core
 """
 
