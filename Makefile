@@ -1,6 +1,8 @@
 # make demo   everything from nothing: environment, data, 9 minutes of training, evaluation
 # make test   environment and tests          make lint   ruff and mypy
 # make slow   the tests of minutes           make bench  the side-by-side benchmarks, quick
+# make slurm  the tests on a real SLURM of several nodes (root, Debian)
+# make image  the container image, built by buildah and tried out (root)
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ WORLD ?= $(if $(GPU),gpu1,cpu2)
 RUN ?= demo
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test slow lint format bench clean
+.PHONY: demo test slow slurm image lint format bench clean
 demo: $(READY)
 	$(BIN)/genus data fetch fashion-mnist
 	$(BIN)/accelerate launch --config_file launch/accelerate/$(WORLD).yaml \
@@ -24,10 +26,17 @@ demo: $(READY)
 test: $(READY)
 	@# files whole and in their order: fixtures of a module train once, and the longest begins early
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	    -m "not slow and not slurm and not browser and not gpu"
+	    -m "not slow and not slurm and not browser and not gpu and not docker"
 
 slow: $(READY)
 	$(BIN)/pytest -m "slow"
+
+image: $(READY)
+	$(BIN)/pytest -s -m "docker" tests/docker
+
+slurm: $(READY)
+	tests/slurm/setup.sh
+	$(BIN)/pytest tests/slurm -m "slurm"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -40,10 +40,10 @@ from genus.objectives.phase import Objective
 from genus.optim.build import AdamWConfig, MuonConfig
 from genus.optim.ema import PlainEMAConfig, PowerEMAConfig
 from genus.optim.schedule import ScheduleConfig
-from genus.parallel import World
 from genus.run import Run, RunConfig, describe, errors_as_messages
 from genus.samplers.draw import SamplingConfig
 from genus.sampling import SampleGrid
+from genus.strategies.making import open_world
 from genus.validation import Validation
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -151,7 +151,7 @@ def main() -> None:
     command = config.parse(Config, PRESETS, default="fashion")
     cfg = command.config
     with errors_as_messages():
-        world = World(cfg.train.precision)
+        world = open_world(cfg.train, cfg.optim)
         if command.dry_run:
             return describe(build, cfg, world, flops)
         stream = open_stream(cfg.data, batch=cfg.train.batch, seed=cfg.run.seed, **world.place)

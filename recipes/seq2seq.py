@@ -32,8 +32,8 @@ from genus.objectives.sources import SourceConfig
 from genus.optim.build import AdamWConfig, MuonConfig
 from genus.optim.ema import PlainEMAConfig, PowerEMAConfig
 from genus.optim.schedule import ScheduleConfig
-from genus.parallel import World
 from genus.run import Run, RunConfig, describe, errors_as_messages
+from genus.strategies.making import open_world
 from genus.translations import Translations
 from genus.validation import Validation
 
@@ -122,7 +122,7 @@ def main() -> None:
     command = config.parse(Config, PRESETS, default="verses")
     cfg = command.config
     with errors_as_messages():
-        world = World(cfg.train.precision)
+        world = open_world(cfg.train, cfg.optim)
         if command.dry_run:
             return describe(build, cfg, world, flops)
         stream = open_stream(cfg.data, batch=cfg.train.batch, seed=cfg.run.seed, **world.place)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from genus.checkpoint import Checkpoints, Stateful
 from genus.checkpoint_reader import digest, newest, published, read_index, read_tensors
 from genus.errors import CheckpointError
-from genus.optim.build import AdamWConfig, OptimizerState
+from genus.optim.build import AdamWConfig
+from genus.optim.state import OptimizerState
 from genus.parallel import World
 from genus.state import State
 

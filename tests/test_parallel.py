@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from genus.errors import ConfigError
+from genus.optim.build import AdamWConfig
 from genus.parallel import World
+from genus.strategies.data_parallel import DataParallel
 from ranks import environment
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +87,7 @@ def test_refusals(launched: dict[str, tuple[int, str]], name: str) -> None:
     ("launched_with", "asked", "said"),
     [
         ("bf16", "fp32", "train.precision=fp32 contradicts accelerate's --mixed_precision bf16"),
-        ("fp8", "auto", "--mixed_precision fp8: use bf16, fp16 or no"),
+        ("fp8", "auto", "fp8 needs a GPU with float8 products"),
     ],
 )
 def test_contradicting_precisions(
@@ -121,9 +123,9 @@ def test_only_the_trained_networks_have_gradients() -> None:
     world = World()
     networks: dict[str, nn.Module] = {"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)}
     fixed = networks["a"].get_parameter("bias").requires_grad_(False)
-    prepared = world.prepare(networks)
+    mine = DataParallel(world, networks, AdamWConfig(), clip=0.0)
     for trained in ("a", "b", "a"):
-        with world.only(prepared, [trained], sync=True):
+        with mine.only([trained], last=True):
             grads = {n: [p.requires_grad for p in net.parameters()] for n, net in networks.items()}
         assert grads == {"a": [trained == "a", False], "b": [trained == "b"] * 2}
         assert not fixed.requires_grad

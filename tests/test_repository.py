@@ -38,9 +38,11 @@ def test_platform_holds_no_init_which_would_hide_the_standard_library() -> None:
 
 
 def test_there_is_one_loop() -> None:
+    """Strategies make a gradient and a step of it, and the loop alone says when; plans look at one
+    step, to foretell the others."""
     pattern = re.compile(r"\.backward\(|\boptimizer\.step\(")
-    guilty = [p.name for p in [*MODULES, *RECIPES] if pattern.search(p.read_text())]
-    assert guilty == ["loop.py"]
+    guilty = [p for p in [*MODULES, *RECIPES] if pattern.search(p.read_text())]
+    assert [p.name for p in guilty if p.parent.name not in ("strategies", "plan")] == ["loop.py"]
 
 
 def test_nothing_is_named_utils_and_nothing_unpickles_code() -> None:
@@ -82,7 +84,7 @@ def test_imports_have_no_cycle() -> None:
 def test_recipes_are_wiring_diagrams_with_few_keys(path: Path) -> None:
     recipe = load(path)
     assert len(path.read_text().splitlines()) <= 200
-    assert config.count_leaves(recipe.Config) <= 66
+    assert config.count_leaves(recipe.Config) <= 68
     assert "tiny" in recipe.PRESETS
     for name, preset in recipe.PRESETS.items():
         assert name in (recipe.__doc__ or ""), f"{name} has no expected score and cost"

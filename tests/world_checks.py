@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from genus import config
 from genus.errors import ConfigError
+from genus.optim.build import AdamWConfig
 from genus.parallel import World
+from genus.strategies.data_parallel import DataParallel
 
 
 def agreement(world: World) -> None:
@@ -61,7 +63,8 @@ def training(world: World) -> None:
     """Gradients are means over ranks, of the networks that a phase trains only."""
     torch.manual_seed(world.rank)  # the first rank's weights count
     networks = {"a": Pair(), "b": Pair()}
-    prepared = world.prepare(networks)
+    mine = DataParallel(world, networks, AdamWConfig(), clip=0.0)
+    prepared = mine.prepared
     weights = {name: networks[name].layer.weight for name in networks}
     for weight in weights.values():
         assert torch.equal(world.mean(weight.detach().clone()), weight)
@@ -69,7 +72,7 @@ def training(world: World) -> None:
     x = torch.full((4, 2), world.rank + 1.0, dtype=torch.float64)
     for trained, frozen in (("a", "b"), ("b", "a")):
         for sync in (False, True):  # two micro-batches
-            with world.only(prepared, [trained], sync=sync):
+            with mine.only([trained], last=sync):
                 loss = prepared["b"](prepared["a"](x)).sum()
                 loss.backward()
         assert weights[frozen].grad is None, frozen
@@ -106,7 +109,8 @@ def main() -> None:
     else:  # products in bfloat16, weights in float32
         layer = nn.Linear(1, 1, bias=False)
         nn.init.constant_(layer.weight, 1 + 2**-10)
-        out = world.prepare({"layer": layer})["layer"](torch.ones(1, 1))
+        mine = DataParallel(world, {"layer": layer}, AdamWConfig(), clip=0.0)
+        out = mine.prepared["layer"](torch.ones(1, 1))
         assert (layer.weight.dtype, out.dtype, out.item()) == (torch.float32,) * 2 + (1.0,)
     if world.is_first:
         print(json.dumps({"size": world.size, "is": world.describe()}), flush=True)

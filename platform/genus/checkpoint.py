@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +39,40 @@ from genus.checkpoint_reader import (
     tensor_shapes,
 )
 from genus.errors import CheckpointError
+from genus.ownership import NotOwnerError, Owner
 from genus.parallel import World
+from genus.parts import Part, SavePlanner
 from genus.state import State, Stateful
 
 
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, world: World, keep_last: int = 2, keep_every: int = 0) -> None:
-        """``keep_last`` newest are kept, and one of every ``keep_every`` samples (0: none)."""
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        owner: Owner | None = None,
+    ) -> None:
+        """``keep_last`` newest are kept, and one of every ``keep_every`` samples (0: none).
+
+        ``owner``: who may publish and prune here; None where nobody else can be at work.
+        """
         self.folder = folder
+        self.owner = owner
         self.world = world
         self.keep_last = max(1, keep_last)
         self.keep_every = keep_every
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._began = time.monotonic()
         if world.is_first:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in (*folder.glob(".saving-*"), *folder.glob(".trash-*")):  # of a kill
-                shutil.rmtree(leftover, ignore_errors=True)
+            _remove(folder.glob(".trash-*"))  # of a kill
+            # Of a kill, or of a stale writer, which could publish a half of it: as a whole.
+            _remove([_out_of_sight(unfinished) for unfinished in folder.glob(".saving-*")])
         world.barrier()
 
     # ---- save ------------------------------------------------------------------------------------
@@ -65,16 +80,19 @@ class Checkpoints:
     def save(self, states: Mapping[str, Stateful], samples: int) -> None:
         """Copy the state and return; a save still under way is awaited first."""
         self.wait()
+        self._began = time.monotonic()
         target = self.folder / f"samples-{samples:012d}"
         # A published checkpoint is never overwritten. One rank looks, so that all do the same.
         if self.world.broadcast(target.exists()):
             return
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor | Part] = {}
         scalars: dict[str, dict[str, int | float | str]] = {}
         for name, state in states.items():
             scalars[name] = {}
             for key, value in state.state_dict().items():
-                if isinstance(value, Tensor):
+                if isinstance(value, Part):
+                    tensors[f"{name}/{key}"] = value.on_host()
+                elif isinstance(value, Tensor):
                     tensors[f"{name}/{key}"] = value.detach().to("cpu", copy=True)
                 else:
                     scalars[name][key] = value
@@ -98,14 +116,17 @@ class Checkpoints:
             raise error
 
     def _write(
-        self, target: Path, tensors: dict[str, Tensor], scalars: dict[str, Any], samples: int
+        self, target: Path, tensors: dict[str, Tensor | Part], scalars: dict[str, Any], samples: int
     ) -> None:
         """The checkpoint thread. All ranks leave it with the same outcome, once it is known."""
-        reserved = self.folder / f".saving-{target.name}"
+        # A stale writer must not write to what its successor will publish.
+        whose = self.owner.token if self.owner is not None else "own"
+        reserved = self.folder / f".saving-{whose}-{target.name}"
         try:
             dcp_save(
                 tensors,
                 storage_writer=_Writer(reserved, sync_files=True),
+                planner=SavePlanner(),
                 process_group=self.world.checkpoint_group,
                 no_dist=self.world.size == 1,
             )
@@ -117,6 +138,9 @@ class Checkpoints:
                 "files": {name: entry for part in parts for name, entry in part.items()},
             }
             self._exchange(self._publish, reserved, target, meta)
+        except NotOwnerError as error:
+            self._error = error
+            shutil.rmtree(reserved, ignore_errors=True)
         except BaseException as error:
             self._error = CheckpointError(_explain(error, target))
             shutil.rmtree(reserved, ignore_errors=True)  # give a full disk its space back
@@ -143,8 +167,11 @@ class Checkpoints:
         unwritten = {entry.relative_path for entry in index.values()} - set(meta["files"])
         if unwritten:
             raise CheckpointError(f"no rank has written {', '.join(sorted(unwritten))}")
+        meta["seconds"] = round(time.monotonic() - self._began, 3)  # the launch checks want it
         _write_durably(reserved / "meta.json", seal(meta))
         _sync_folder(reserved)
+        if self.owner is not None:
+            self.owner.check()
         reserved.rename(target)
         _sync_folder(self.folder)
         try:
@@ -153,6 +180,8 @@ class Checkpoints:
             print(f"{self.folder}: can't prune old checkpoints: {error}", flush=True)
 
     def _retain(self) -> None:
+        if self.owner is not None:
+            self.owner.check()
         paths, milestones = published(self.folder), set()
         for path in paths:
             period = samples_of(path) // self.keep_every if self.keep_every else 0
@@ -160,9 +189,7 @@ class Checkpoints:
             milestones.add(period)  # the first of each period is kept for good
             if is_milestone or path in paths[-self.keep_last :]:
                 continue
-            trash = path.with_name(f".trash-{path.name}")
-            path.rename(trash)  # first out of sight as a whole, then piece by piece
-            shutil.rmtree(trash, ignore_errors=True)
+            shutil.rmtree(_out_of_sight(path), ignore_errors=True)
 
     # ---- load ------------------------------------------------------------------------------------
 
@@ -207,16 +234,18 @@ class Checkpoints:
             raise CheckpointError(
                 f"{path} has format {meta['format']}, this version of genus reads {FORMAT}"
             )
-        target: dict[str, Tensor] = {}
+        target: dict[str, Tensor | Part] = {}
         for name, state in states.items():
             if name not in meta["scalars"]:
                 raise CheckpointError(_lacks(path, name))
-            have = {k: v for k, v in state.state_dict().items() if isinstance(v, Tensor)}
+            have = {k: v for k, v in state.state_dict().items() if isinstance(v, Tensor | Part)}
             _check(path, name, have, shapes)
+            # what the object has not made yet (optimizer state) starts empty
+            blank = getattr(state, "blank", _blank)
             for key, (shape, dtype) in shapes.items():
                 owner, _, rest = key.partition("/")
-                if owner == name:  # what the object has not made yet (optimizer state) starts empty
-                    target[key] = have[rest] if rest in have else torch.empty(shape, dtype=dtype)
+                if owner == name:
+                    target[key] = have[rest] if rest in have else blank(rest, shape, dtype)
         load_tensors(path, target)
         for name, state in states.items():
             prefix = f"{name}/"
@@ -234,12 +263,19 @@ class Checkpoints:
 _REMEDY = "Resume with that run's config.json, or take another run.name"
 
 
+def _blank(key: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
 def _lacks(path: Path, what: str) -> str:
     return f"{path} holds no '{what}': it was saved by another configuration. {_REMEDY}"
 
 
 def _check(
-    path: Path, name: str, have: dict[str, Tensor], shapes: dict[str, tuple[Any, torch.dtype]]
+    path: Path,
+    name: str,
+    have: dict[str, Tensor | Part],
+    shapes: dict[str, tuple[Any, torch.dtype]],
 ) -> None:
     for key, tensor in have.items():
         if f"{name}/{key}" not in shapes:
@@ -250,6 +286,21 @@ def _check(
                 f"{path}: '{name}/{key}' is {dtype} {tuple(shape)}, this run's is {tensor.dtype} "
                 f"{tuple(tensor.shape)}: was the network changed? {_REMEDY}"
             )
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _out_of_sight(folder: Path) -> Path:
+    """Rename what is to be removed, as a whole: removing it takes a while."""
+    trash = folder.with_name(f".trash-{folder.name.lstrip('.')}")
+    try:
+        folder.rename(trash)
+    except FileNotFoundError:
+        pass  # a stale writer published it, or removed it, in this moment
+    return trash
 
 
 class _Writer(FileSystemWriter):

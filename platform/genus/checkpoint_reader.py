@@ -9,16 +9,22 @@ import pickle
 import re
 import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from genus.errors import CheckpointError
+from genus.parts import LoadPlanner, Part
 
 FORMAT = 1
 
@@ -102,8 +108,17 @@ _INDEX_CLASSES = {
 }
 
 
+def _member(owner: object, name: str) -> Any:
+    """A memory format by name: Python 3.11.0 to 3.11.3 pickle enums as getattr(class, name)."""
+    if owner is _MEM_FORMAT_ENCODING and name in _MEM_FORMAT_ENCODING.__members__:
+        return _MEM_FORMAT_ENCODING[name]
+    raise CheckpointError(f"the checkpoint's index names {name} of {owner!r}: not loaded")
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise CheckpointError(f"the checkpoint's index names {module}.{name}: not loaded")
@@ -137,10 +152,11 @@ def tensor_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     }
 
 
-def load_tensors(path: Path, target: dict[str, Tensor]) -> None:
+def load_tensors(path: Path, target: Mapping[str, Tensor | Part]) -> None:
     """Fill the tensors of ``target``, named 'object/key', from a checkpoint."""
     if target:
-        dcp_load(target, storage_reader=_Reader(str(path)), no_dist=True)
+        reader = _Reader(str(path))
+        dcp_load(dict(target), storage_reader=reader, planner=LoadPlanner(), no_dist=True)
 
 
 def read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:

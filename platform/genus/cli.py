@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from genus.cli_checkpoint import add_checkpoint_commands
 from genus.cli_data import add_data_commands
+from genus.cli_launch import add_launch_commands
+from genus.cli_plan import add_plan_command
 from genus.errors import GenusError
 
 
@@ -118,9 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     anomaly.add_argument("--reference", help="data set of inliers (default: the run's test split)")
     anomaly.set_defaults(run=_anomaly)
 
-    runs = commands.add_parser("runs", help="list runs and how far they are")
-    runs.add_argument("root", type=Path, nargs="?", default=Path("runs"))
-    runs.set_defaults(run=_runs)
+    add_launch_commands(commands)
+    add_plan_command(commands)
+    add_checkpoint_commands(commands)
 
     curves = commands.add_parser("curves", help="draw a run's training curves")
     curves.add_argument("folder", type=Path, metavar="RUN")
@@ -206,12 +209,6 @@ def _anomaly(arguments: argparse.Namespace) -> None:
     from genus.commands_anomaly import anomaly
 
     anomaly(arguments)
-
-
-def _runs(arguments: argparse.Namespace) -> None:
-    from genus.commands import list_runs
-
-    list_runs(arguments.root)
 
 
 def _curves(arguments: argparse.Namespace) -> None:

@@ -1,45 +1,18 @@
-"""What the ``genus`` subcommands tell of run folders: runs, curves, show.
+"""What the ``genus`` subcommands tell of a run folder: curves, show.
 
 ``commands_sample``, ``_evaluate``, ``_interpolate`` and ``_anomaly`` hold those that need a model.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from genus.checkpoint_reader import published
+from genus.commands_runs import state_of
 from genus.evaluate.curves import save_curves
 from genus.evaluate.kept import last_figures, short
 from genus.provenance import recipe_of
-from genus.tracking import read_bad_samples, read_events, read_metrics
-
-
-def list_runs(root: Path) -> None:
-    """One line a run folder: progress, state, last loss, newest figures."""
-    folders = sorted(path.parent for path in root.glob("*/config.json"))
-    if not folders:
-        print(f"no runs in {root}")
-    for folder in folders:
-        rows, state = read_metrics(folder), state_of(folder)
-        rows = [row for row in rows if "step" in row]
-        done = rows[-1]["samples"] if rows else 0
-        total = json.loads((folder / "config.json").read_text())["train"]["samples"]
-        losses = [
-            f"{k} {v:.4f}" for k, v in (rows[-1] if rows else {}).items() if k.endswith("/loss")
-        ]
-        text = "  ".join([*losses, *short(last_figures(folder))])
-        print(f"{folder.name:<28} {state:<9} {done:>13,}/{total:<13,} {text}")
-
-
-def state_of(folder: Path) -> str:
-    """finished, stopped (early but cleanly), failed, or open (running or killed)."""
-    if (folder / "done").exists():
-        return "finished"
-    if (folder / "requeue").exists():
-        return "stopped"
-    events = [event["event"] for event in read_events(folder)[-2:]]
-    return "failed" if events == ["fault", "closed"] else "open"
+from genus.tracking import read_bad_samples, read_metrics
 
 
 def curves(folder: Path, out: Path | None) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar, get_origin
 from typing import get_type_hints as hints
 
@@ -83,6 +84,12 @@ def _parse(
                 file = value
         elif word == "--dry-run":
             dry_run = True
+        elif flag in ("--deepspeed_config", "--deepspeed-config"):
+            if not inline and not words:
+                raise ConfigError(f"{flag} needs a file")
+            _say_deepspeed(inline or words.pop(0))
+        elif flag in ("--local_rank", "--local-rank", "--deepspeed"):
+            continue  # deepspeed's and older torch's launchers say it; the world is read elsewhere
         elif word in ("--help", "-h"):
             wants_help = True
         elif "=" in word:
@@ -91,7 +98,7 @@ def _parse(
         else:
             raise ConfigError(
                 f"can't read '{word}': write overrides as key=value, or use "
-                "--preset NAME, --config FILE, --dry-run, --help"
+                "--preset NAME, --config FILE, --deepspeed_config FILE, --dry-run, --help"
             )
     if preset is not None and file is not None:
         raise ConfigError("--preset and --config both say where to start from: give one of them")
@@ -207,6 +214,15 @@ def _replace(config: Any, parents: list[str], last: str, value: object) -> Any:
     return dataclasses.replace(config, **{parents[0]: inner})
 
 
+def _say_deepspeed(file: str) -> None:
+    """Tell the strategies (strategies/choice.py) as `accelerate launch` does."""
+    said = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if said.lower() != "none" and Path(said).resolve() != Path(file).resolve():
+        raise ConfigError(f"--deepspeed_config {file} contradicts the launcher's {said}: give one")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = file
+
+
 def _choose(value: str, options: Mapping[str, Any], what: str) -> str:
     short = {name.lower().removesuffix("config"): name for name in options}
     word = value.lower().removesuffix("config")
@@ -250,6 +266,7 @@ def _print_help(config: object, presets: Mapping[str, Any], default: str) -> NoR
         names = ", ".join(f"{name} (default)" if name == default else name for name in presets)
         try:
             print("usage: [--preset NAME | --config FILE] [--dry-run] [key=value ...]")
+            print("       [--deepspeed_config FILE]")
             print(f"presets: {names}")
             for key, members in _union_fields(config).items():
                 print(f"{key} is one of: {', '.join(members)} ({key}=NAME)")

@@ -23,12 +23,15 @@ from genus.draws import seed_of
 from genus.errors import ConfigError, TrainingError
 from genus.meter import Meter
 from genus.objectives.phase import Objective, Phase
-from genus.optim.build import AdamWConfig, MuonConfig, OptimizerState, set_learning_rates
+from genus.optim.build import AdamWConfig, MuonConfig, set_learning_rates
 from genus.optim.ema import EMA, PlainEMAConfig, PowerEMAConfig
 from genus.optim.schedule import factor
 from genus.parallel import Precision
 from genus.run import Run
-from genus.state import State, Stateful
+from genus.state import State, Stateful, scalar
+from genus.strategies.choice import Strategy
+from genus.strategies.making import spread
+from genus.strategies.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +47,16 @@ class TrainConfig:
     beyond rounding, unless the network has dropout, whose masks are drawn a micro-batch."""
     precision: Precision = "auto"
     """auto: what the launcher says (accelerate's --mixed_precision), else fp32."""
+    strategy: Strategy = "auto"
+    """How the run lies on the ranks; auto: what the launcher says (FSDP2 or DeepSpeed in
+    accelerate's file), else ddp. docs/launch.md"""
     clip: float = 1.0
     """Largest gradient norm (0: no clipping)."""
     compile: bool = False
     """torch.compile the networks."""
+    recompute: bool = False
+    """Activation checkpointing: each block of a network keeps its inputs only and is worked out
+    again for the backward pass. Changes no result."""
     minutes: float = 0.0
     """End cleanly after this much wall time, minutes (0: no limit)."""
     status_every: int = 10_000
@@ -98,7 +107,7 @@ class Progress:
 
     def load_state_dict(self, state: State) -> None:
         self.step, self.skipped, self.streak = (
-            int(state[key]) for key in ("step", "skipped", "streak")
+            int(scalar(state[key])) for key in ("step", "skipped", "streak")
         )
 
 
@@ -115,13 +124,13 @@ def train(
 ) -> int:
     """Train to ``config.samples`` or a clean early end; resumes by itself. Returns the progress."""
     world, began = run.world, time.monotonic()
-    prepared = world.prepare(networks, compile=config.compile)
-    averages = EMA(ema, networks)
-    optimizers = {name: optim.build(network) for name, network in networks.items()}
+    mine = spread(world, networks, objective.phases, optim, config)
+    averages = EMA(ema, mine.layout)
     progress, meter = Progress(), Meter(world, flops_per_sample)
-    states = _states(networks, optimizers, averages, objective, stream, progress, world.accelerator)
+    states: dict[str, Stateful] = {**mine.states, "ema": averages, "objective": objective}
+    states |= {"stream": stream, "progress": progress}
     checkpoints = Checkpoints(
-        run.folder / "checkpoints", world, config.keep_last, config.keep_every
+        run.folder / "checkpoints", world, config.keep_last, config.keep_every, run.owner
     )
     newest = checkpoints.newest()
     if newest is not None:
@@ -137,13 +146,14 @@ def train(
     while progress.samples < config.samples:
         with meter.waiting():
             batch = next(batches)
-        set_learning_rates(optimizers, factor(optim.schedule, progress.samples, config.samples))
+        set_learning_rates(
+            mine.optimizers, factor(optim.schedule, progress.samples, config.samples)
+        )
         for phase in objective.phases:
             if progress.step % phase.every == 0:
-                trained = [o for name in phase.trains for o in optimizers[name]]
-                watch.saw(_update(run, prepared, phase, batch, trained, config, meter), batch)
+                watch.saw(_update(run, mine, phase, batch, config, meter), batch)
         progress.samples, progress.step = stream.position, progress.step + 1
-        objective.after_step(prepared, progress.samples)
+        objective.after_step(mine.prepared, progress.samples)
         averages.update(progress.samples, config.batch)
         meter.step()
 
@@ -153,8 +163,8 @@ def train(
             row = meter.report(config.batch)
             run.metrics.write({"samples": progress.samples, "step": progress.step, **row})
             run.progress(progress.samples, config.samples, _status(row))
-        if ema.snapshot_every and due(ema.snapshot_every) and world.is_first:
-            averages.snapshot(run.folder / "snapshots", progress.samples)
+        if ema.snapshot_every and due(ema.snapshot_every):
+            averages.snapshot(run.folder / "snapshots", progress.samples, writes=world.is_first)
         for evaluation in evaluations:
             if due(evaluation.every):
                 with averages.applied():
@@ -200,43 +210,23 @@ def _settle(run: Run, stream: Stream) -> None:
 
 
 def _update(
-    run: Run,
-    prepared: Mapping[str, nn.Module],
-    phase: Phase,
-    batch: Batch,
-    optimizers: Sequence[torch.optim.Optimizer],
-    config: TrainConfig,
-    meter: Meter,
+    run: Run, mine: Spread, phase: Phase, batch: Batch, config: TrainConfig, meter: Meter
 ) -> Tensor:
     """One gradient step of one phase; returns a device flag, 1 where it was skipped."""
-    world, scaler = run.world, run.world.accelerator.scaler
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    world = run.world
     micros = list(batch.scoped(phase.name).micro_batches(config.micro))
     bad = torch.zeros((), device=world.device)
     for i, micro in enumerate(micros):
         # Dropout draws from the default generator, which is set by rule: nothing to save.
         _seed_default(seed_of(run.seed, batch.position, phase.name, world.rank, i), world.device)
         weight = len(micro) / len(batch)
-        with world.only(prepared, phase.trains, sync=i == len(micros) - 1):
-            loss, metrics = phase.loss(prepared, micro)
-            world.accelerator.backward(loss * weight)
+        with mine.only(phase.trains, last=i == len(micros) - 1):
+            loss, metrics = mine.loss(phase, micro)
+            mine.backward(loss * weight, phase.trains)
         bad = torch.maximum(bad, (~torch.isfinite(loss.detach())).float())
         meter.add({f"{phase.name}/{key}": value for key, value in metrics.items()}, weight)
-    if scaler is not None:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip or float("inf"), foreach=True)
-    bad = world.max_(torch.maximum(bad, (~torch.isfinite(norm)).float()))
+    norm, bad = mine.step(phase.trains, bad)
     meter.add({f"{phase.name}/grad_norm": norm})
-    for optimizer in optimizers:
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
-            optimizer.step()  # a fused step looks at the flag on the device: no synchronisation
-        elif not bad.item():
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if scaler is not None:
-        scaler.update()  # by the infinities that unscale_ saw
     return bad
 
 
@@ -296,25 +286,6 @@ class _Due:
             return False
         crossed = self.samples // every > (self.samples - self.batch) // every
         return crossed or self.samples >= self.total
-
-
-def _states(
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, list[torch.optim.Optimizer]],
-    averages: EMA,
-    objective: Objective,
-    stream: Stream,
-    progress: Progress,
-    accelerator: Any,
-) -> dict[str, Stateful]:
-    states: dict[str, Stateful] = {}
-    for name, network in networks.items():
-        states[f"networks.{name}"] = network
-        states[f"optimizers.{name}"] = OptimizerState(network, optimizers[name])
-    states |= {"ema": averages, "objective": objective, "stream": stream, "progress": progress}
-    if accelerator.scaler is not None:
-        states["scaler"] = accelerator.scaler
-    return states
 
 
 def _status(row: Mapping[str, float]) -> str:

@@ -64,6 +64,8 @@ class Meter:
         row["data_wait_share"] = self._waited / seconds
         row["samples_per_second"] = self._steps * batch / seconds
         row["memory_gib"] = peak_memory(self.world.device) / 2**30
+        if self.world.device.type == "cpu":
+            row["memory_grown_gib"] = (peak_memory(self.world.device) - _AT_START) / 2**30
         if self.flops_per_sample:
             achieved = row["samples_per_second"] * self.flops_per_sample
             row["model_tflops_per_second"] = achieved / 1e12
@@ -105,3 +107,7 @@ def training_flops(network: nn.Module, *inputs: Tensor | None) -> float:
     with torch.no_grad(), counter:
         network(*inputs)
     return 3.0 * counter.get_total_flops()
+
+
+_AT_START = peak_memory(torch.device("cpu"))
+"""Of this process when it had imported torch and this module, before any network."""

@@ -1,4 +1,4 @@
-"""The world that the launcher made: processes, device, precision, and each network's wrapping.
+"""The world that the launcher made: processes, device and precision.
 
 Accelerate's CPU paths fail silently (one process where two were asked for, two unconnected
 processes that both think they are rank 0), so this one module makes the Accelerator and asserts
@@ -7,36 +7,45 @@ that the world is what the launcher promised.
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
+from torch import Tensor
 
 from genus.errors import ConfigError
+from genus.strategies.choice import Strategy, choose, switches_off
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-_ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+"""NCCL keeps its last collectives, and writes them down when one times out: without them nobody
+can tell which rank a hang waits for. docs/launch.md"""
+
+# float8 is bf16's autocast with other products inside the blocks (strategies/float8.py)
+_ACCELERATE_NAMES = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "fp8": "bf16"}
 
 
 class World:
     """Rank, size, device and precision of this process, and what several processes agree on."""
 
-    def __init__(self, precision: Precision = "auto") -> None:
-        """Raises ConfigError where the launcher promised another world than there is."""
+    def __init__(self, precision: Precision = "auto", strategy: Strategy = "auto") -> None:
+        """Raises ConfigError where the launcher promised another world than there is, or
+        contradicts the config."""
         _refuse_silent_single_process()
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision=_ACCELERATE_NAMES[_resolve(precision)],
-            # Networks with buffers run twice before a backward in some objectives.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        for name, value in FLIGHT_RECORDER.items():
+            os.environ.setdefault(name, value)
+        self.choice = choose(strategy)
+        with switches_off():
+            self.accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision=_ACCELERATE_NAMES[_resolve(precision)],
+                # Networks with buffers run twice before a backward in some objectives.
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
         self.local_rank: int = self.accelerator.local_process_index
@@ -53,7 +62,6 @@ class World:
         self.control_group = dist.new_group(backend="gloo") if self.size > 1 else None
         self.checkpoint_group = dist.new_group(backend="gloo") if self.size > 1 else None
         self._pending: tuple[Tensor, dist.Work] | None = None
-        self._trainable: dict[str, list[nn.Parameter]] = {}
 
     @property
     def is_first(self) -> bool:
@@ -70,40 +78,10 @@ class World:
         kind = self.device.type
         if kind == "cuda":
             kind = torch.cuda.get_device_name(self.device)
-        return f"{processes}, {kind}, {self.precision}, {torch.get_num_threads()} threads each"
-
-    # ---- networks --------------------------------------------------------------------------------
-
-    def prepare(self, networks: Mapping[str, nn.Module], compile: bool = False) -> dict[str, Any]:
-        """Move each network to the device and wrap it (autocast, DDP). Same parameter objects."""
-        prepared = {}
-        for name, network in networks.items():
-            if compile:
-                network.compile()
-            self._trainable[name] = [p for p in network.parameters() if p.requires_grad]
-            with warnings.catch_warnings():  # accelerate spells DDP's options the older way
-                warnings.simplefilter("ignore", FutureWarning)
-                prepared[name] = self.accelerator.prepare_model(network)
-        return prepared
-
-    @contextmanager
-    def only(
-        self, prepared: Mapping[str, nn.Module], trains: Iterable[str], sync: bool
-    ) -> Iterator[None]:
-        """Only ``trains`` is unfrozen, and gradients are exchanged in this backward if ``sync``.
-
-        A frozen network stays out of the exchange too, or DDP would wait for its gradients for
-        ever. Parameters that were fixed when the network was prepared stay fixed.
-        """
-        trained = set(trains)
-        with ExitStack() as stack:
-            for name, network in prepared.items():
-                for parameter in self._trainable[name]:
-                    parameter.requires_grad_(name in trained)
-                no_sync: Any = getattr(network, "no_sync", None)
-                if no_sync is not None and not (sync and name in trained):
-                    stack.enter_context(no_sync())
-            yield
+        threads = f"{torch.get_num_threads()} threads each"
+        is_spread = self.choice.stage or (self.size > 1 and self.choice.name != "ddp")
+        spread = f"{self.choice}, " if is_spread else ""
+        return f"{processes}, {spread}{kind}, {self.precision}, {threads}"
 
     # ---- agreement -------------------------------------------------------------------------------
 
@@ -174,13 +152,15 @@ class World:
         self.accelerator.end_training()
 
 
-def _resolve(precision: Precision) -> Literal["fp32", "bf16", "fp16"]:
+def _resolve(precision: Precision) -> Literal["fp32", "bf16", "fp16", "fp8"]:
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     launched = {"no": "fp32"}.get(launched, launched)
     if launched not in _ACCELERATE_NAMES:
-        raise ConfigError(f"accelerate launch --mixed_precision {launched}: use bf16, fp16 or no")
+        raise ConfigError(f"--mixed_precision {launched}: use bf16, fp16, fp8 or no")
     if "fp16" in (launched, precision) and not torch.cuda.is_available():
         raise ConfigError("fp16 needs a GPU: take bf16 or fp32")
+    if "fp8" in (launched, precision):
+        _check_fp8()
     if precision == "auto":
         return launched  # type: ignore[return-value]
     if launched not in ("fp32", precision):
@@ -189,6 +169,13 @@ def _resolve(precision: Precision) -> Literal["fp32", "bf16", "fp16"]:
             "say it in one place"
         )
     return precision
+
+
+def _check_fp8() -> None:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        raise ConfigError("fp8 needs a GPU with float8 products (H100, L40S or newer): take bf16")
+    if importlib.util.find_spec("torchao") is None:
+        raise ConfigError("fp8 needs torchao: pip install 'genus[fp8]', or take bf16")
 
 
 def _refuse_silent_single_process() -> None:

@@ -24,6 +24,7 @@ from genus import config
 from genus.atomic import replacing
 from genus.data.manifest import DataInfo
 from genus.errors import ConfigError
+from genus.snapshot import Origin, origin_of
 
 ENVIRONMENT_KEPT = ("ACCELERATE_", "SLURM_JOB", "OMP_", "CUDA_VISIBLE", "NCCL_", "WORLD_SIZE")
 
@@ -44,7 +45,10 @@ def record(folder: Path, command: config.Command[Any], script: str, info: DataIn
         number = len(list(folder.glob("environment*.json")))
         (folder / "environment.json").rename(folder / f"environment-{number}.json")
     write_atomically(folder / "environment.json", json.dumps(_environment(script), indent=1) + "\n")
-    difference = _git("diff", "HEAD", folder=Path(script).resolve().parent)
+    origin = origin_of(Path(script))  # a job's copy of the code is no repository
+    difference = (
+        origin.diff if origin else _git("diff", "HEAD", folder=Path(script).resolve().parent)
+    )
     write_atomically(folder / "code.diff", difference or "")
     write_atomically(folder / "recipe.py", Path(script).read_text())
     write_atomically(folder / "data.json", json.dumps(info.to_json(), indent=1) + "\n")
@@ -86,6 +90,11 @@ def load_recipe(folder: Path) -> ModuleType:
 def _environment(script: str) -> Mapping[str, Any]:
     here = Path(script).resolve().parent
     cuda = torch.cuda.is_available()
+    origin = origin_of(Path(script)) or Origin(
+        commit=(_git("rev-parse", "HEAD", folder=here) or "").strip() or None,
+        dirty=bool((_git("status", "--porcelain", folder=here) or "").strip()),
+        diff="",
+    )
     return {
         "recipe": str(Path(script).resolve()),
         "command": shlex.join(sys.orig_argv),
@@ -98,8 +107,8 @@ def _environment(script: str) -> Mapping[str, Any]:
         "devices": [
             torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if cuda else 0)
         ],
-        "git_commit": (_git("rev-parse", "HEAD", folder=here) or "").strip() or None,
-        "git_dirty": bool((_git("status", "--porcelain", folder=here) or "").strip()),
+        "git_commit": origin.commit,
+        "git_dirty": origin.dirty,
         "git_untracked": (_git("ls-files", "-o", "--exclude-standard", folder=here) or "").split(),
         "variables": {k: v for k, v in os.environ.items() if k.startswith(ENVIRONMENT_KEPT)},
         "packages": {d.metadata["Name"]: d.version for d in metadata.distributions()},

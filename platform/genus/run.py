@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,8 +22,9 @@ from tqdm import tqdm
 from genus import __version__, config
 from genus.data.manifest import DataInfo
 from genus.data.opening import read_info
-from genus.errors import AgreedDataError, ConfigError, DataError, GenusError
+from genus.errors import AgreedDataError, ConfigError, DataError, GenusError, TrainingError
 from genus.mirror import start_mirror
+from genus.ownership import NotOwnerError, OwnedJournal, Owner, take
 from genus.parallel import World
 from genus.provenance import recipe_of, record
 from genus.tracking import Journal
@@ -66,12 +67,16 @@ class Run:
         self._bar: tqdm[Any] | None = None
         self._mirror: subprocess.Popen[bytes] | None = None
         self._provenance = command, script, info
+        self.owner = Owner(self.folder, _token(self.folder, world))
         if world.is_first and not self.resumes:
             record(self.folder, *self._provenance)
         world.barrier()
-        self.metrics = Journal(self.folder / "metrics" / f"rank-{world.rank}.jsonl")
+        path = self.folder / "metrics" / f"rank-{world.rank}.jsonl"
+        self.metrics: Journal = OwnedJournal(path, self.owner)
         self._bad_samples: Journal | None = None
-        self.events = Journal(self.folder / "events.jsonl") if world.is_first else None
+        self.events: Journal | None = None
+        if world.is_first:
+            self.events = OwnedJournal(self.folder / "events.jsonl", self.owner)
         torch.manual_seed(cfg.seed)
         random.seed(cfg.seed)
         self.event("resume" if self.resumes else "start", world=world.size, on=world.describe())
@@ -85,6 +90,7 @@ class Run:
         Before that nothing in the folder is changed: a command that does not fit must not spoil
         the run that it failed to resume.
         """
+        self.owner.check()
         if self.world.is_first and self.resumes:
             for change in record(self.folder, *self._provenance):
                 self.say(f"config changed since this run was started: {change}")
@@ -111,7 +117,7 @@ class Run:
         if self._bad_samples is None:
             path = self.folder / "bad-samples" / f"rank-{self.world.rank}.jsonl"
             try:
-                self._bad_samples = Journal(path)
+                self._bad_samples = OwnedJournal(path, self.owner)
             except OSError as error:  # as with other journals: no reason to end the run
                 print(f"can't write to {path}: {error}", file=sys.stderr, flush=True)
                 return
@@ -141,11 +147,15 @@ class Run:
         self.stop_signal = signal.Signals(number).name  # the loop looks at it; nothing else is safe
 
     def finish(self, why: str, samples: int) -> None:
-        """Record the end: marker ``done``, or ``requeue`` when the run ended early but cleanly."""
+        """Record the end: marker ``done``, or ``requeue`` when the run ended early but cleanly.
+
+        The marker holds the progress in samples and the owner's token.
+        """
+        self.owner.check()
         marker = "done" if why == "finished" else "requeue"
         self.event("finish", why=why, samples=samples)
         if self.world.is_first:
-            (self.folder / marker).write_text(f"{samples}\n")
+            (self.folder / marker).write_text(f"{samples}\n{self.owner.token}\n")
 
     def __exit__(
         self,
@@ -153,15 +163,17 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:
-            self.event("fault", error=f"{type(error).__name__}: {error}"[:2000])
+        with suppress(NotOwnerError):  # then not a line is added
+            if error is not None:
+                self.event("fault", error=f"{type(error).__name__}: {error}"[:2000])
         if self._bar is not None:
             self._bar.close()
         self.metrics.close()
         if self._bad_samples is not None:
             self._bad_samples.close()
         if self.events is not None:
-            self.event("closed")
+            with suppress(NotOwnerError):
+                self.event("closed")
             self.events.close()
         if self._mirror is not None:
             try:  # the mirror sends what is left and ends by itself; a slow one is left behind
@@ -170,6 +182,23 @@ class Run:
                 pass
         if error is None:  # after an error other ranks may be gone, and leaving would wait for them
             self.world.close()
+
+
+def _token(folder: Path, world: World) -> str:
+    """Take the folder over for all ranks; returns the token. ConfigError where another is at work.
+
+    Until the state is loaded the mark is all that changes in the folder.
+    """
+    taken: str | ConfigError = ""
+    if world.is_first:
+        try:
+            taken = take(folder)
+        except ConfigError as error:
+            taken = error
+    taken = world.broadcast(taken)
+    if isinstance(taken, ConfigError):
+        raise taken
+    return taken
 
 
 def _end_with_the_launcher() -> None:
@@ -194,8 +223,10 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:  # the same on every rank: the first one says it
+        _tell_the_job(error)
         config.fail(str(error))
     except GenusError as error:
+        _tell_the_job(error)
         rank = os.environ.get("RANK")
         if isinstance(error, AgreedDataError):
             if rank in (None, "0"):
@@ -205,6 +236,15 @@ def errors_as_messages() -> Iterator[None]:
             print(f"error{where}: {error}", flush=True)
         # Other ranks may wait for this one in a collective: leave at once, the launcher ends them.
         os._exit(2 if isinstance(error, DataError) else 1)
+
+
+def _tell_the_job(error: GenusError) -> None:
+    """Leave a word for the batch job (launch/slurm/job.sbatch): starting again would not help."""
+    path = os.environ.get("GENUS_FAILURE")
+    lasting = isinstance(error, ConfigError | AgreedDataError | TrainingError | NotOwnerError)
+    if path and lasting:
+        with suppress(OSError), Path(path).open("a") as file:
+            file.write(f"{error}\n")
 
 
 def folder_of(cfg: RunConfig, script: str, preset: str) -> Path:

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-State = dict[str, Tensor | int | float | str]
+from genus.parts import Part
+
+State = dict[str, Tensor | Part | int | float | str]
 """A piece of state: tensors go to the checkpoint's shards, scalars to its JSON."""
 
 
@@ -16,3 +18,20 @@ class Stateful(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State) -> Any: ...
+
+
+def take(mine: Tensor | Part | int | float | str, stored: object) -> None:
+    """Copy what was stored into the memory of ``mine``."""
+    if isinstance(mine, Part):
+        assert isinstance(stored, Part)
+        mine.copy_(stored)
+    else:
+        assert isinstance(mine, Tensor)
+        assert isinstance(stored, Tensor)
+        mine.copy_(stored)
+
+
+def scalar(value: object) -> int | float | str:
+    """A piece of state that is no tensor."""
+    assert isinstance(value, int | float | str)
+    return value

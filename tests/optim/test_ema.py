@@ -22,6 +22,7 @@ from genus.optim.ema import (
     reconstruct,
     solve_weights,
 )
+from genus.strategies.data_parallel import Whole
 
 WIDTHS = (0.05, 0.10)
 
@@ -37,7 +38,7 @@ class Weights(nn.Module):
 def tracked(config: PowerEMAConfig | PlainEMAConfig, path: Tensor, batch: int) -> EMA:
     """An EMA that has followed ``path`` (steps, dim), one row a step of ``batch`` samples."""
     network = Weights(torch.zeros_like(path[0]))
-    ema = EMA(config, {"net": network})
+    ema = EMA(config, Whole({"net": network}))
     for step, row in enumerate(path, start=1):
         with torch.no_grad():
             network.w.copy_(row)
@@ -148,7 +149,9 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
     """A folder of snapshots written while training, and the weights' path."""
     folder, path = tmp_path_factory.mktemp("snapshots"), training_path(STEPS, DIM)
     network = Weights(path[0].float())
-    ema = EMA(PowerEMAConfig(widths=WIDTHS, snapshot_every=CADENCE * BATCH), {"net": network})
+    ema = EMA(
+        PowerEMAConfig(widths=WIDTHS, snapshot_every=CADENCE * BATCH), Whole({"net": network})
+    )
     for step in range(1, STEPS + 1):
         with torch.no_grad():
             network.w.copy_(path[step - 1])
@@ -230,7 +233,7 @@ def test_missing_snapshots_are_an_error(tmp_path: Path, snapshots: tuple[Path, T
 def test_a_width_of_more_than_three_decimals_keeps_its_name(tmp_path: Path) -> None:
     config = PowerEMAConfig(widths=(0.0625, 0.062, 0.05))
     assert config.labels() == ["0.0625", "0.062", "0.050"]
-    ema = EMA(config, {"net": Weights(torch.ones(1))})
+    ema = EMA(config, Whole({"net": Weights(torch.ones(1))}))
     ema.snapshot(tmp_path, 64)
     names = sorted(file.stem.rpartition("-")[0] for file in tmp_path.iterdir())
     assert sorted(map(float, names)) == [0.05, 0.062, 0.0625]
@@ -243,7 +246,7 @@ def test_plain_ema_halves_in_a_half_life() -> None:
     config = PlainEMAConfig(half_life=64, rampup=0.0)
     path = torch.cat([torch.ones(1, 1), torch.zeros(64, 1)]).double()
     network = Weights(path[0].clone())
-    ema = EMA(config, {"net": network})
+    ema = EMA(config, Whole({"net": network}))
     with torch.no_grad():
         network.w.zero_()
     for step in range(1, 17):
@@ -260,7 +263,8 @@ def test_plain_ema_forgets_the_start_with_a_ramp() -> None:
 
 def test_averages_follow_training_in_place_and_are_lent() -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    ema = EMA(PowerEMAConfig(widths=WIDTHS), {"net": network})
+    layout = Whole({"net": network})
+    ema = EMA(PowerEMAConfig(widths=WIDTHS), layout)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for step in range(1, 6):
         network(torch.randn(4, 3)).square().sum().backward()
@@ -269,7 +273,7 @@ def test_averages_follow_training_in_place_and_are_lent() -> None:
     live = {key: value.clone() for key, value in network.state_dict().items()}
     with ema.applied("0.050"):
         lent = dict(network.state_dict())
-        for key, value in zip(ema._live, ema.averages["0.050"], strict=True):
+        for key, value in zip(layout.live, ema.averages["0.050"], strict=True):
             assert torch.equal(lent[key.removeprefix("net.")], value)
         assert not torch.equal(lent["0.weight"], live["0.weight"])
     with pytest.raises(RuntimeError, match="mat1"), ema.applied():
@@ -281,7 +285,7 @@ def test_state_round_trip_continues_to_the_bit() -> None:
     path = torch.randn(20, 5)
     whole, first = (tracked(PowerEMAConfig(widths=WIDTHS), path[:n], 4) for n in (20, 10))
     network = Weights(torch.zeros(5))
-    second = EMA(PowerEMAConfig(widths=WIDTHS), {"net": network})
+    second = EMA(PowerEMAConfig(widths=WIDTHS), Whole({"net": network}))
     second.load_state_dict(first.state_dict())
     for step in range(11, 21):
         with torch.no_grad():
@@ -295,7 +299,7 @@ def test_state_round_trip_continues_to_the_bit() -> None:
 
 def test_narrow_weights_are_averaged_in_float32() -> None:
     network = Weights(torch.zeros(3)).bfloat16()
-    ema = EMA(PlainEMAConfig(half_life=1000, rampup=0.0), {"net": network})
+    ema = EMA(PlainEMAConfig(half_life=1000, rampup=0.0), Whole({"net": network}))
     with torch.no_grad():
         network.w.fill_(1.0)
     for step in range(1, 101):

@@ -27,7 +27,7 @@ from genus.data.quarantine import Entry, Quarantine
 from genus.data.source import Loaded, Request
 from genus.draws import Draws, seed_of
 from genus.errors import DataError
-from genus.state import State
+from genus.state import State, scalar
 
 __all__ = ["DataConfig", "Stream", "first_batch", "iterate_once", "open_stream", "read_info"]
 
@@ -190,7 +190,7 @@ class Stream:
                     f"can't go on with this run's data: its {name} is {then}, here it is {now}; "
                     f"{remedy}, or begin a new run"
                 )
-        self.position = int(state["position"])
+        self.position = int(scalar(state["position"]))
         self.quarantine.from_text(str(state.get("bad", '{"samples": [], "shards": []}')))
         if self.quarantine.exhausted:
             raise DataError(

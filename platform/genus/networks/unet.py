@@ -130,7 +130,7 @@ class EncoderLevel(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Residual blocks that take back the encoder's outputs, last first; an optional doubling."""
+    """Residual blocks that take back an output of the encoder each; an optional doubling."""
 
     def __init__(self, blocks: list[ResidualBlock], up: nn.Module | None) -> None:
         super().__init__()
@@ -138,8 +138,8 @@ class DecoderLevel(nn.Module):
         self.up = up
 
     def forward(self, x: Tensor, kept: list[Tensor], embedding: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(torch.cat([x, kept.pop()], dim=1), embedding)
+        for block, skip in zip(self.blocks, kept, strict=True):
+            x = block(torch.cat([x, skip], dim=1), embedding)
         return x if self.up is None else self.up(x, embedding)
 
 
@@ -252,6 +252,8 @@ class UNet(nn.Module):
         for block in self.middle:
             x = block(x, embedding)
         for level in self.decoder:
-            x = level(x, kept, embedding)
+            # a list of its own: hooks (ZeRO-3's) may hand a copy on, so a level takes from no other
+            assert isinstance(level, DecoderLevel)
+            x = level(x, [kept.pop() for _ in level.blocks], embedding)
         x = self.head(F.silu(self.norm(x)))
         return F.pixel_shuffle(x, self.patch).contiguous()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from genus.errors import ConfigError
+from genus.optim.muon import MatrixMuon
 from genus.optim.roles import ends_of, width_of
 from genus.optim.schedule import ScheduleConfig
-from genus.state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class AdamWConfig:
     output layer has the embeddings' rate and no such factor. It takes for granted that the MLP's
     width grows with the network's, and the number of heads instead of their width.
     """
+
+    elementwise: ClassVar[bool] = True
 
     lr: float = 1e-4
     """Peak learning rate."""
@@ -85,11 +88,13 @@ class AdamWConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MuonConfig:
-    """Muon (Jordan 2024, torch.optim.Muon) for the matrices inside a network; AdamW for vectors,
+    """Muon (Jordan 2024, ``optim/muon.py``) for the matrices inside a network; AdamW for vectors,
     embeddings, and what reads the data or writes the result (``optim/roles.py``).
 
     Convolutions count as matrices (C_out, C_in k k), as in the author's own use of it.
     """
+
+    elementwise: ClassVar[bool] = False
 
     lr: float = 0.02
     """Peak learning rate of the matrices."""
@@ -103,9 +108,7 @@ class MuonConfig:
     """Learning rate over the run, of both."""
 
     def build(self, network: nn.Module) -> list[torch.optim.Optimizer]:
-        """At most two optimizers; ConfigError where this torch has no Muon."""
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(f"Muon needs torch >= 2.9, this is {torch.__version__}")
+        """At most two optimizers."""
         parameters = list(network.parameters())
         ends = ends_of(network)
         outside = ends.embeddings | ends.reads | ends.writes
@@ -114,90 +117,12 @@ class MuonConfig:
         rest = AdamWConfig(lr=self.adamw_lr).over(
             [p for p in parameters if id(p) not in theirs], ends.embeddings
         )
-        return [_MatrixMuon(matrices, self), *rest] if matrices else rest
-
-
-class _MatrixMuon(torch.optim.Optimizer):
-    """torch's Muon on (C_out, rest) views of the parameters: it refuses anything but matrices."""
-
-    def __init__(self, parameters: list[nn.Parameter], config: MuonConfig) -> None:
-        super().__init__([{"params": parameters, "peak": config.lr}], {"lr": config.lr})
-        # reshape of a channels_last kernel would copy, so these stand-ins are refreshed each step
-        self._views = [nn.Parameter(p.detach().reshape(len(p), -1).clone()) for p in parameters]
-        self._inner = torch.optim.Muon(
-            self._views,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="original",
+        if not matrices:
+            return rest
+        muon = MatrixMuon(
+            matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        self._inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
-        pairs = list(zip(self.param_groups[0]["params"], self._views, strict=True))
-        for parameter, view in pairs:
-            view.copy_(parameter.reshape(view.shape))
-            view.grad = None if parameter.grad is None else parameter.grad.reshape(view.shape)
-            if parameter in self.state:
-                self._inner.state[view] = self.state[parameter]
-        self._inner.step()  # type: ignore[no-untyped-call]
-        for parameter, view in pairs:
-            parameter.copy_(view.reshape(parameter.shape))
-            view.grad = None
-            if view in self._inner.state:
-                self.state[parameter] = self._inner.state[view]
-
-
-@dataclass
-class OptimizerState:
-    """The state of one network's optimizers, tensors by parameter name, for any sharding."""
-
-    network: nn.Module
-    optimizers: Sequence[torch.optim.Optimizer]
-
-    @property
-    def kinds(self) -> str:
-        """The optimizers' class names."""
-        return " ".join(type(optimizer).__name__ for optimizer in self.optimizers)
-
-    def state_dict(self) -> State:
-        names = {id(p): name for name, p in self.network.named_parameters()}
-        tensors = {
-            f"{names[id(p)]}/{key}": value
-            for optimizer in self.optimizers
-            for p, state in optimizer.state.items()
-            for key, value in state.items()
-        }
-        return {**tensors, "kinds": self.kinds}
-
-    def load_state_dict(self, state: State) -> None:
-        """Raises ValueError or KeyError where other optimizers or another network were saved.
-
-        A parameter that another of the same optimizers had then (Muon's rule for the ends was
-        another once) begins without moments.
-        """
-        if state["kinds"] != self.kinds:
-            raise ValueError(f"it was saved by {state['kinds']}, this run has {self.kinds}")
-        owners = {
-            id(p): optimizer
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
-        parameters = dict(self.network.named_parameters())
-        for path, value in state.items():
-            name, _, key = path.rpartition("/")
-            if not isinstance(value, Tensor):
-                continue
-            p = parameters[name]
-            if isinstance(owners[id(p)], _MatrixMuon) != (key == "momentum_buffer"):
-                continue
-            if value.shape == p.shape:  # moments lie like their parameter (device, memory format)
-                value = torch.empty_like(p, dtype=value.dtype).copy_(value)
-            else:
-                value = value.to(p.device)
-            owners[id(p)].state[p][key] = value
+        return [muon, *rest]
 
 
 def set_learning_rates(

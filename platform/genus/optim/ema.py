@@ -11,7 +11,7 @@ other width afterwards (``reconstruct``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from genus.errors import ConfigError
-from genus.state import State
+from genus.state import State, take
+from genus.strategies.spread import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +78,18 @@ class PlainEMAConfig:
 
 
 class EMA:
-    """The averages of every network; ``applied`` lends them to the networks for an evaluation."""
+    """The averages of every network; ``applied`` lends them to the networks for an evaluation.
 
-    def __init__(
-        self, config: PowerEMAConfig | PlainEMAConfig, networks: Mapping[str, nn.Module]
-    ) -> None:
+    They lie on the ranks as the weights do: where those are sharded, so are their averages.
+    """
+
+    def __init__(self, config: PowerEMAConfig | PlainEMAConfig, layout: Layout) -> None:
         """Averages start at the networks' present weights, kept in float32 or finer."""
-        self.config = config
-        self._live = {
-            f"{name}.{key}": value
-            for name, network in networks.items()
-            for key, value in network.state_dict(keep_vars=False).items()
-            if value.is_floating_point()
-        }
+        self.config, self._layout = config, layout
         self.averages = {
-            label: [self._copy(v) for v in self._live.values()] for label in config.labels()
+            label: [self._copy(v) for v in layout.live.values()] for label in config.labels()
         }
-        self._is_narrow = any(v.dtype.itemsize < 4 for v in self._live.values())
+        self._is_narrow = any(v.dtype.itemsize < 4 for v in layout.live.values())
 
     @staticmethod
     def _copy(value: Tensor) -> Tensor:
@@ -103,7 +99,7 @@ class EMA:
     @torch.no_grad()
     def update(self, samples: int, batch: int) -> None:
         """One step of ``batch`` samples that brought the progress to ``samples``."""
-        live = list(self._live.values())
+        live = list(self._layout.live.values())
         decays = self.config.decays(samples, batch)
         for average, beta in zip(self.averages.values(), decays, strict=True):
             if self._is_narrow:  # weights in bfloat16, say; lerp wants one dtype
@@ -113,41 +109,37 @@ class EMA:
     @contextmanager
     def applied(self, label: str | None = None) -> Iterator[None]:
         """Within, the networks carry the average's weights (the first one's by default)."""
-        average = self.averages[label or next(iter(self.averages))]
-        live = list(self._live.values())
-        kept = [value.clone() for value in live]
-        torch._foreach_copy_(live, average)
-        try:
+        with self._layout.lent(self.averages[label or next(iter(self.averages))]):
             yield
-        finally:
-            torch._foreach_copy_(live, kept)
 
     def state_dict(self) -> State:
         return {
-            f"{label}/{key}": value
+            f"{label}/{name}": self._layout.stored(name, value)
             for label, average in self.averages.items()
-            for key, value in zip(self._live, average, strict=True)
+            for name, value in zip(self._layout.live, average, strict=True)
         }
 
     def load_state_dict(self, state: State) -> None:
-        for label, average in self.averages.items():
-            for key, value in zip(self._live, average, strict=True):
-                stored = state[f"{label}/{key}"]
-                assert isinstance(stored, Tensor)
-                value.copy_(stored)
+        for key, mine in self.state_dict().items():
+            take(mine, state[key])
 
-    def snapshot(self, folder: Path, samples: int) -> None:
-        """Write all averages for later reconstruction; half precision as in the paper's code."""
+    def snapshot(self, folder: Path, samples: int, writes: bool = True) -> None:
+        """Write all averages for later reconstruction; half precision as in the paper's code.
+
+        All ranks call it, for the averages may lie on all; one ``writes``.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for label, average in self.averages.items():
-            path = folder / f"{label}-{samples:012d}.safetensors"
-            tensors = {
-                key: value.to("cpu", torch.float16).contiguous()
-                for key, value in zip(self._live, average, strict=True)
-            }
-            temporary = path.with_suffix(".part")
-            save_file(tensors, temporary)
-            temporary.replace(path)
+            tensors = {}
+            for name, value in zip(self._layout.live, average, strict=True):
+                whole = self._layout.whole(name, value)
+                if writes:
+                    tensors[name] = whole.to("cpu", torch.float16).contiguous()
+            if writes:
+                path = folder / f"{label}-{samples:012d}.safetensors"
+                temporary = path.with_suffix(".part")
+                save_file(tensors, temporary)
+                temporary.replace(path)
 
 
 # ---- the mathematics of power-function profiles --------------------------------------------------

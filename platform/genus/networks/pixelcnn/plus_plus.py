@@ -99,8 +99,9 @@ class GatedBlock(nn.Module):
 class Level(nn.Module):
     """One stream at one resolution: an encoder, the coarser levels, a decoder with shortcuts.
 
-    The vertical stream writes its features into ``vertical[depth]``, encoder first; the horizontal
-    one reads them there, block by block.
+    The vertical stream's features of each depth, encoder first, are what the horizontal one reads,
+    block by block. They are returned, not written into an argument, of which hooks may hand on a
+    copy (ZeRO-3's do).
     """
 
     def __init__(
@@ -126,8 +127,10 @@ class Level(nn.Module):
 
     def forward(
         self, x: Tensor, label: Tensor, vertical: dict[int, list[Tensor]], place: Place | None
-    ) -> Tensor:
-        """(B, F, H, W) -> (B, F, H, W), or what is at the place."""
+    ) -> tuple[Tensor, dict[int, list[Tensor]]]:
+        """(B, F, H, W) -> (B, F, H, W), or what is at the place; and the features of a vertical
+        stream by depth."""
+        features: dict[int, list[Tensor]] = {}
         reads = self.stream == "horizontal"
         read = iter(self.read(vertical, place) if reads else ())
         written, shortcuts = [], [x]
@@ -141,15 +144,15 @@ class Level(nn.Module):
             coarse = self.down(x, place)
             if coarse is not None:
                 inside = None if place is None else place.coarser()
-                coarse = self.inner(coarse, label, vertical, inside)
+                coarse, features = self.inner(coarse, label, vertical, inside)
             x = self.up(coarse, place)
         for block in self.decoder:
             side = shortcuts.pop()
             x = block(x, torch.cat([next(read), side], dim=1) if reads else side, label, place)
             written.append(x)
         if not reads:
-            vertical[self.depth] = written
-        return x
+            features[self.depth] = written
+        return x, features
 
     def read(self, vertical: dict[int, list[Tensor]], place: Place | None) -> list[Tensor]:
         """The vertical stream's features of this level."""
@@ -192,19 +195,19 @@ class PixelCNNPlusPlus(nn.Module):
         x = F.pad(x, (0, -W % self.factor, 0, -H % self.factor))
         if memory is None:
             canvas = framed(x, 2, 1)
-            vertical: dict[int, list[Tensor]] = {}
-            self.vertical(self.above0(canvas[:, :, :-1]), label, vertical, None)
+            _, vertical = self.vertical(self.above0(canvas[:, :, :-1]), label, {}, None)
             place = None
         else:
             canvas = framed(x, 2, 1, memory.row)
             vertical, column = memory.vertical, memory.column
             if column == 0:
                 place = Place(memory, memory.row, None, x.shape[3])
-                self.vertical(self.above0(canvas[:, :, :-1]), label, vertical, place)
+                vertical |= self.vertical(self.above0(canvas[:, :, :-1]), label, {}, place)[1]
             place = Place(memory, memory.row, column, x.shape[3])
             canvas = canvas[..., column : column + 3]
         h = self.above1(canvas[:, :, 1:-1]) + self.left(canvas[:, :, 1:, :-2])
-        y: Tensor = self.head(F.elu(self.horizontal(h, label, vertical, place)))
+        h, _ = self.horizontal(h, label, vertical, place)
+        y: Tensor = self.head(F.elu(h))
         return y[:, :, :H, :W]
 
 

@@ -1,0 +1,1 @@
+"""How networks, gradients, optimizers and averages are spread over the ranks."""
