@@ -55,11 +55,16 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every: int = 0,
         owner: Owner | None = None,
+        file_per_tensor: bool = False,
     ) -> None:
         """``keep_last`` newest are kept, and one of every ``keep_every`` samples (0: none).
 
+        ``file_per_tensor``: torch's writer holds what goes into a file until its end, so a
+        conversion of what does not fit twice into memory writes many.
+
         ``owner``: who may publish and prune here; None where nobody else can be at work.
         """
+        self.file_per_tensor = file_per_tensor
         self.folder = folder
         self.owner = owner
         self.world = world
@@ -125,7 +130,9 @@ class Checkpoints:
         try:
             dcp_save(
                 tensors,
-                storage_writer=_Writer(reserved, sync_files=True),
+                storage_writer=_Writer(
+                    reserved, sync_files=True, single_file_per_rank=not self.file_per_tensor
+                ),
                 planner=SavePlanner(),
                 process_group=self.world.checkpoint_group,
                 no_dist=self.world.size == 1,

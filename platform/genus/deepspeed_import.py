@@ -97,7 +97,7 @@ def convert(
         for file in COPIED:
             if (run / file).exists():
                 shutil.copy(run / file, folder / file)
-        checkpoints = Checkpoints(folder / "checkpoints", World())
+        checkpoints = Checkpoints(folder / "checkpoints", World(), file_per_tensor=True)
         checkpoints.save(states, samples := int(read_meta(path)["samples"]))
         checkpoints.wait()
         journal = Journal(folder / "events.jsonl")
