@@ -33,6 +33,8 @@ ADAMW = ("optim=AdamWConfig", "optim.lr=1e-3", "optim.eps=1e-6")
 MUON = ("optim=MuonConfig", "optim.adamw_lr=2e-5")
 OPTIMIZERS = {"AdamW": ADAMW, "Muon": MUON}
 """Steady: some of a transformer's gradients are about 1e-8, and Adam divides by them."""
+CLOSE = {"AdamW": 1e-5, "Muon": 1e-4}
+"""Muon lifts the smallest directions of a gradient, and their rounding with them."""
 STEPS, AT = 8, 4
 BATCH = 16
 COMMON = (
@@ -140,7 +142,7 @@ def test_the_same_as_one_process_or_refused(
         folder / name_of(recipe, optimizer, strategy),
     )
     off, where = difference(one, two)
-    assert off < 1e-5, where
+    assert off < CLOSE[optimizer], where
     events = (two / "events.jsonl").read_text()
     shown = {"ddp": "2 processes, cpu", "hybrid": "hybrid FSDP2, 2 replicas"}
     name = STRATEGIES[strategy]
@@ -159,7 +161,7 @@ def test_resumed_to_the_bit_and_carried_over(
     assert '"resumed"' in (resumed / "events.jsonl").read_text()
     for other in (f"{straight.name}-to-{following(strategy)}", f"{straight.name}-to-one"):
         off, where = difference(straight, folder / other)
-        assert off < 1e-5, (other, where)
+        assert off < CLOSE[optimizer], (other, where)
 
 
 def test_the_table_in_the_docs_is_what_was_found(outcomes: Outcomes) -> None:
