@@ -94,18 +94,18 @@ def test_a_site_edits_the_template(tmp_path: Path) -> None:
 
 
 def test_launchers(tmp_path: Path) -> None:
-    assert launcher_for(1, False, "auto", None, {}).config is None
-    gpus = launcher_for(16, True, "auto", None, {})
+    assert launcher_for(1, 1, False, "auto", None, {}).config is None
+    gpus = launcher_for(16, 2, True, "auto", None, {})
     assert gpus.config is not None
     assert 'mixed_precision: "bf16"' in gpus.config
-    assert launcher_for(16, True, "fp32", None, {}).precision == "no"
+    assert launcher_for(16, 2, True, "fp32", None, {}).precision == "no"
 
     file = tmp_path / "cpu.yaml"
     file.write_text("distributed_type: MULTI_CPU\n")
     with pytest.raises(ConfigError, match="starts one process, but the job asks for 4"):
-        launcher_for(4, False, "auto", file, {})
+        launcher_for(4, 1, False, "auto", file, {})
     file.write_text('distributed_type: "NO"\nmixed_precision: fp16\n')
-    assert launcher_for(1, True, "auto", file, {}).precision == "fp16"
+    assert launcher_for(1, 1, True, "auto", file, {}).precision == "fp16"
 
 
 def test_deepspeed_gets_its_file_from_the_snapshot(tmp_path: Path) -> None:
@@ -116,13 +116,13 @@ def test_deepspeed_gets_its_file_from_the_snapshot(tmp_path: Path) -> None:
         "distributed_type: DEEPSPEED\ndeepspeed_config:\n"
         f"  deepspeed_config_file: {own}\n  zero3_init_flag: false\n"
     )
-    text = launcher_for(4, True, "auto", file, {"launch/zero.json": own}).config
+    text = launcher_for(4, 1, True, "auto", file, {"launch/zero.json": own}).config
     assert text is not None
     assert "  deepspeed_config_file: @SUBMISSION@/code/launch/zero.json\n" in text
     assert "  deepspeed_multinode_launcher: standard\n" in text
     own.unlink()
     with pytest.raises(ConfigError, match="which is not there"):
-        launcher_for(4, True, "auto", file, {})
+        launcher_for(4, 1, True, "auto", file, {})
 
 
 # ---- sweeps --------------------------------------------------------------------------------------
@@ -276,3 +276,11 @@ def test_queue_entries_of_old_and_new_slurm() -> None:
     assert job_of(queued, "13", 4) is None
     task = Queued(job="14", array="13", tasks="0", state="RUNNING", reason="", nodes="n1")
     assert job_of([*queued, task], "13", 0) is task
+
+
+def test_hybrids_sizes_follow_from_the_job() -> None:
+    file = ROOT / "launch" / "accelerate" / "hybrid.yaml"
+    text = launcher_for(32, 4, True, "auto", file, {}).config
+    assert text is not None
+    assert "parallelism_config_dp_replicate_size: 4" in text
+    assert "parallelism_config_dp_shard_size: 8" in text

@@ -65,7 +65,9 @@ def submit(arguments: argparse.Namespace, passed_on: Sequence[str], words: Seque
     world = arguments.nodes * processes
     source = source_of(recipe)
     precision = runs[0].config.train.precision
-    launcher = launcher_for(world, gpus > 0, precision, arguments.launch_config, source.files)
+    launcher = launcher_for(
+        world, arguments.nodes, gpus > 0, precision, arguments.launch_config, source.files
+    )
     for run in runs:
         _refuse_unfit(run, recipe, world)
     number = max(run.next_number() for run in runs)

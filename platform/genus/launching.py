@@ -29,9 +29,14 @@ class Launcher:
 
 
 def launcher_for(
-    processes: int, gpus: bool, precision: str, file: Path | None, snapshot: Mapping[str, Path]
+    processes: int,
+    nodes: int,
+    gpus: bool,
+    precision: str,
+    file: Path | None,
+    snapshot: Mapping[str, Path],
 ) -> Launcher:
-    """The launcher of a world of ``processes``.
+    """The launcher of a world of ``processes`` on ``nodes``, which hybrid sharding copies between.
 
     ``precision`` is the recipe's train.precision; ``snapshot`` holds the files that the job will
     have by name, among them DeepSpeed's JSON that ``file`` may name. ConfigError where the file
@@ -56,6 +61,8 @@ def launcher_for(
         )
     if kind == "MULTI_GPU" and processes == 1:
         return Launcher(config=None, precision=mixed)
+    for what, size in (("replicate", nodes), ("shard", processes // nodes)):
+        text = re.sub(rf"(dp_{what}_size\s*:\s*)\d+", rf"\g<1>{size}", text)
     return Launcher(config=_with_snapshot(text, file, snapshot), precision=mixed)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -64,4 +65,5 @@ def run(recipe: Path, arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    os.environ["LOCAL_WORLD_SIZE"] = "1"  # of two ranks: two nodes, for hybrid sharding
     main()

@@ -21,17 +21,18 @@ COMMON = (
     "--preset", "tiny", "tracking.wandb=off", "train.samples=80", "train.sample_every=0",
     "train.micro=8", "optim=AdamWConfig", "optim.lr=1e-3", "optim.eps=1e-6", "run.root=.",
 )  # fmt: skip
-OFFLOAD = str(ROOT / "launch" / "deepspeed" / "zero2-offload.json")
+FILES = ROOT / "launch" / "deepspeed"
 
 
 def trained(folder: Path, name: str, recipe: str, *words: str) -> dict[str, torch.Tensor]:
     arguments = (*COMMON, f"run.name={name}", *words)
     run(command(1, *arguments, recipe=f"recipes/{recipe}"), folder, cuda=True)
-    return read_tensors(newest(folder / name), "networks.")
+    path = newest(folder / name)
+    return {**read_tensors(path, "networks."), **read_tensors(path, "ema/")}
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Of all weights, relative to their size."""
+    """Of all weights and averages, relative to their size."""
     assert a.keys() == b.keys()
     off = sum(float((a[k].double() - b[k].double()).square().sum()) for k in a)
     return (off / sum(float(v.double().square().sum()) for v in a.values())) ** 0.5
@@ -44,7 +45,8 @@ def test_zero_with_and_without_offload_trains_as_one_process(recipe: str, tmp_pa
         "zero1": ("train.strategy=zero1",),
         "zero2": ("train.strategy=zero2",),
         "zero3": ("train.strategy=zero3",),
-        "offload": ("--deepspeed_config", OFFLOAD),
+        "offload2": ("--deepspeed_config", str(FILES / "zero2-offload.json")),
+        "offload3": ("--deepspeed_config", str(FILES / "zero3-offload.json")),
         "recompute": ("train.recompute=true",),
     }.items():
         assert difference(plain, trained(tmp_path, name, recipe, *words)) < 1e-4, name
@@ -71,3 +73,9 @@ def test_float8_trains(tmp_path: Path) -> None:
     exact = trained(tmp_path, "bf16", "autoregressive.py", "train.precision=bf16", *wide)
     rounded = trained(tmp_path, "fp8", "autoregressive.py", "train.precision=fp8", *wide)
     assert 1e-6 < difference(exact, rounded) < 5e-2
+
+
+def test_fp16_under_ddp(tmp_path: Path) -> None:
+    exact = trained(tmp_path, "fp32", "diffusion.py")
+    rounded = trained(tmp_path, "fp16", "diffusion.py", "train.precision=fp16")
+    assert 1e-6 < difference(exact, rounded) < 2e-2

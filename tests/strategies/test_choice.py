@@ -18,11 +18,14 @@ from genus.strategies.making import open_world
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+HYBRID = {
+    f"PARALLELISM_CONFIG_DP_{what}_SIZE": n for what, n in (("REPLICATE", "2"), ("SHARD", "8"))
+}
 
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "WORLD_SIZE"):
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "WORLD_SIZE", "LOCAL_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -38,7 +41,7 @@ def said(file: Path, **content: object) -> dict[str, str]:
         ({"ACCELERATE_USE_FSDP": "false"}, Choice()),
         (FSDP, Choice("fsdp2")),
         ({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}, Choice("fsdp2", reshard=False)),
-        ({**FSDP, "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}, Choice("hybrid", replicas=2)),
+        ({**FSDP, **HYBRID, "WORLD_SIZE": "16"}, Choice("hybrid", replicas=2)),
     ],
 )
 def test_what_the_launcher_says(
@@ -91,6 +94,14 @@ def test_the_files_of_launch(monkeypatch: pytest.MonkeyPatch, file: Path) -> Non
         ({**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "auto", "train.recompute=true"),
         ({**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "auto", "true or false"),
         ({}, "zero4", "train.strategy=zero4: take one of auto, ddp"),
+        (
+            {**FSDP, **HYBRID, "WORLD_SIZE": "32"},
+            "auto",
+            "2 replicas of 8 shards, and there a",
+        ),
+        ({**FSDP, "PARALLELISM_CONFIG_TP_SIZE": "2"}, "auto", "tensor, context and sequence"),
+        ({"WORLD_SIZE": "4"}, "hybrid", "4 processes, and LOCAL_WORLD_SIZE.* is not said"),
+        ({"WORLD_SIZE": "4", "LOCAL_SIZE": "3"}, "hybrid", "those of a node, is 3"),
         ({**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "/no/file"}, "auto", "can't read"),
     ],
 )
@@ -109,6 +120,9 @@ def test_contradictions_are_refused(
         ({"optimizer": {"type": "Adam"}}, r"'optimizer' is optim.\*'s business"),
         ({"fp16": {"enabled": True}}, "'fp16' is train.precision's business"),
         ({"zero_optimization": {"stage": 5}}, "stage is 5: 0, 1, 2 or 3"),
+        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "offload_param to nvme"),
+        ({"zero_optimization": {"mics_shard_size": 8}}, "mics_shard_size: not supported"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_quantized_weights: not"),
         ({"train_batch_size": 7}, "train_batch_size: 7, which contradicts this run's 64"),
         ({"gradient_clipping": 0.3}, "gradient_clipping: 0.3, which contradicts this run's 1.0"),
         ({"gradient_accumulation_steps": 4}, "contradicts train.micro"),
@@ -154,3 +168,12 @@ def test_deepspeeds_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
         config_module.parse(
             AdamWConfig, presets, default="only", argv=["--deepspeed_config", "other.json"]
         )
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
+def test_hybrid_copies_between_nodes(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """torchrun says the one, DeepSpeed's launcher the other."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv(variable, "4")
+    assert choose("hybrid") == Choice("hybrid", replicas=4)

@@ -17,9 +17,12 @@ STRATEGIES = ["ddp", "fsdp2", "hybrid", "zero1", "zero2", "zero3"]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
-    out = tmp_path_factory.mktemp("two") / "found.pt"
-    run_ranks(Path(__file__).with_name("two_networks.py"), str(out))
-    weights: dict[str, dict[str, Tensor]] = torch.load(out, weights_only=True)
+    script, folder = Path(__file__).with_name("two_networks.py"), tmp_path_factory.mktemp("two")
+    weights: dict[str, dict[str, Tensor]] = {}
+    for size, strategies in ((2, [s for s in STRATEGIES if s != "hybrid"]), (4, ["hybrid"])):
+        out = folder / f"{size}.pt"
+        run_ranks(script, str(out), *strategies, size=size)
+        weights |= torch.load(out, weights_only=True)
     return weights
 
 

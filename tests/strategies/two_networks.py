@@ -1,6 +1,6 @@
 """Run by test_strategies_unit.py on two ranks: a generator and a critic under every strategy.
 
-two_networks.py OUT.pt      the first rank writes {strategy: {name: weights after the steps}}
+two_networks.py OUT.pt STRATEGY...      the first rank writes {strategy: {name: weights}}
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def trained(world: World, recompute: bool = False) -> dict[str, Tensor]:
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert update(world, mine, STEPS) == [0, 0]
     found = whole(mine)
+    with torch.no_grad():  # what a forward without a backward leaves gathered must not be used
+        mine.prepared["generator"](torch.ones(2, 6))
     with averages.applied(), torch.no_grad():
         for _ in range(1 + world.rank):  # ranks may evaluate as often as they like, alone
             shown = plain["generator"](torch.ones(2, 6))
@@ -125,7 +127,7 @@ def trained(world: World, recompute: bool = False) -> dict[str, Tensor]:
 
 def main() -> None:
     found = {}
-    for strategy in ("ddp", "fsdp2", "hybrid", "zero1", "zero2", "zero3"):
+    for strategy in sys.argv[2:]:
         world = World(strategy=strategy)  # type: ignore[arg-type]
         found[strategy] = trained(world)
         found[f"{strategy} recompute"] = trained(world, recompute=True)
@@ -135,5 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
+    os.environ["LOCAL_WORLD_SIZE"] = "2"  # of four ranks: two nodes
     main()

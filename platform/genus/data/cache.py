@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from genus.data.files import lacking
 from genus.data.store import Store, UnreadableError
 from genus.errors import DataError, MachineError
+from genus.nodes import processes_here
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -124,7 +125,7 @@ class Cache:
         other's copies out. Files that the cache can't take are left out. What an earlier call
         wanted and nobody has begun is forgotten. Errors are for the ``fetch`` that needs the file.
         """
-        room, queue = self.limit // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), []
+        room, queue = self.limit // 2 // (processes_here() or 1), []
         for store, name, size, checksum in wanted:
             if not self.takes(size):
                 continue

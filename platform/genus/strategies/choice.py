@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from genus.errors import ConfigError
+from genus.nodes import processes_here
 
 Name = Literal["ddp", "fsdp2", "hybrid", "zero1", "zero2", "zero3"]
 Strategy = Literal["auto", "ddp", "fsdp2", "hybrid", "zero1", "zero2", "zero3"]
@@ -31,6 +32,15 @@ _OURS = {
     "amp": "train.precision",
 }
 """Sections of a DeepSpeed file that a recipe's config decides."""
+
+
+_UNSUPPORTED = (
+    "mics_shard_size",
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_gradients",
+)
+"""Ways of ZeRO in which a rank's part is not a range of the float32 weights."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,14 @@ def _from_fsdp() -> Choice:
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
     if reshard not in ("true", "false"):
         raise ConfigError(f"fsdp_reshard_after_forward: {reshard}: true or false")
-    replicas = int(os.environ.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1"))
+    replicas, shards = (_parallelism(f"DP_{what}") for what in ("REPLICATE", "SHARD"))
+    if any(_parallelism(what) > 1 for what in ("TP", "CP", "SP")):
+        raise ConfigError("parallelism_config: tensor, context and sequence parallelism: leave out")
+    if replicas > 1 and replicas * shards != _world():
+        raise ConfigError(
+            f"parallelism_config says {replicas} replicas of {shards} shards, and there are "
+            f"{_world()} processes: make dp_replicate_size the nodes, dp_shard_size a node's GPUs"
+        )
     return Choice("hybrid" if replicas > 1 else "fsdp2", replicas, reshard == "true")
 
 
@@ -113,13 +130,20 @@ def _from_deepspeed() -> Choice:
     if file.lower() != "none":
         said = read_deepspeed(Path(file))
     else:
-        zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))}
+        asked: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))}
         for what in ("optimizer", "param"):
             device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what.upper()}_DEVICE", "none")
             if device != "none":
-                zero[f"offload_{what}"] = {"device": device}
-        said = {"zero_optimization": zero}
-    stage = said.get("zero_optimization", {}).get("stage", 0)
+                asked[f"offload_{what}"] = {"device": device}
+        said = {"zero_optimization": asked}
+    zero = said.get("zero_optimization", {})
+    for what in ("offload_optimizer", "offload_param"):
+        if (zero.get(what) or {}).get("device") == "nvme":
+            raise ConfigError(f"DeepSpeed's {what} to nvme: nothing could be saved: take cpu")
+    for key in _UNSUPPORTED:
+        if zero.get(key, 0) not in (0, 1, -1) or zero.get(key) is True:
+            raise ConfigError(f"DeepSpeed's zero_optimization.{key}: not supported, leave it out")
+    stage = zero.get("stage", 0)
     names: dict[int, Name] = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
     if stage not in names:
         raise ConfigError(f"DeepSpeed's zero_optimization.stage is {stage!r}: 0, 1, 2 or 3")
@@ -140,7 +164,21 @@ def read_deepspeed(file: Path) -> dict[str, Any]:
 
 
 def _nodes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = processes_here() or (1 if _world() == 1 else 0)
+    if not here or _world() % here:
+        raise ConfigError(
+            f"train.strategy=hybrid: {_world()} processes, and LOCAL_WORLD_SIZE, those of a node, "
+            f"is {here or 'not said'}: launch as many on every node, with torchrun or accelerate"
+        )
+    return _world() // here
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _parallelism(what: str) -> int:
+    return int(os.environ.get(f"PARALLELISM_CONFIG_{what}_SIZE", "1"))
 
 
 def _is_on(variable: str) -> bool:

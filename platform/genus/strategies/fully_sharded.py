@@ -188,6 +188,8 @@ class Sharded:
     def lent(self, parts: Sequence[Tensor]) -> Iterator[None]:
         """Gathered once and kept, so that a forward needs no other rank."""
         modules = fsdp_modules(self._networks)
+        for module in modules:  # a forward without a backward has left the old values gathered
+            module.reshard()
         with exchanged(list(self.live.values()), parts):
             for network in self._networks.values():
                 _root(network).set_reshard_after_forward(False)

@@ -69,10 +69,17 @@ class Zero:
         self.layout = ZeroLayout(networks, self._inner, self._by_network, world.device)
 
     def _to_device(self, network: nn.Module) -> nn.Module:
-        # stage 3 leaves nothing in the networks that it trains: evaluations get the original
-        inner = copy.deepcopy(network) if self.stage == 3 else network
-        accelerator = self.world.accelerator
-        wrapped: nn.Module = accelerator.prepare_model(inner, evaluation_mode=True)
+        prepare = self.world.accelerator.prepare_model
+        if self.stage < 3:
+            wrapped: nn.Module = prepare(network, evaluation_mode=True)
+            return wrapped
+        # Stage 3 leaves nothing in the networks that it trains: evaluations get the original, which
+        # stays on the host, under the same autocast.
+        inner = copy.deepcopy(network)
+        if network._compiled_call_impl is not None:  # a copy is not
+            inner.compile()
+        prepare(network, device_placement=False, evaluation_mode=True)
+        wrapped = prepare(inner, evaluation_mode=True)
         return wrapped
 
     def _engine(self, names: tuple[str, ...], optim: Optim, clip: float) -> Any:

@@ -143,14 +143,13 @@ class ZeroLayout:
             finally:
                 self._empty()
             return
-        try:
-            with exchanged(list(self.live.values()), parts):
-                for engine in self._engines:
-                    refresh(engine)
-                yield
-        finally:
+        with exchanged(list(self.live.values()), parts):
             for engine in self._engines:
                 refresh(engine)
+            yield
+        # Not after an error: a gathering that the other ranks do not enter would hide it.
+        for engine in self._engines:
+            refresh(engine)
 
     @torch.no_grad()
     def _fill(self, parts: Mapping[str, Tensor]) -> None:
@@ -159,7 +158,7 @@ class ZeroLayout:
             for key, tensor in stored.items():
                 path = f"{name}.{key}"
                 if path in parts:
-                    tensor.data = self.whole(path, parts[path]).to(tensor.dtype)
+                    tensor.data = self.whole(path, parts[path]).to(tensor.dtype, copy=True)
                 elif key in (inner := self._inner[name].state_dict()):  # whole numbers
                     tensor.data = inner[key].clone()
 
@@ -247,10 +246,15 @@ class ZeroOptimizerState:
         """Raises ValueError or KeyError where another optimizer or network was saved."""
         if state["kinds"] != self.kinds:
             raise ValueError(f"it was saved by {state['kinds']}, this run has {self.kinds}")
+        steps: dict[int, float] = {}
         for key, value in state.items():
             path, _, what = key.rpartition("/")
             if isinstance(value, Tensor):
                 flat = self._trained[path][1].flat
+                if steps.setdefault(id(flat), float(value)) != float(value):
+                    raise ValueError(
+                        "its parameters have taken different numbers of steps, and ZeRO keeps one"
+                    )
                 self._base.state[flat][what] = value.to(flat.device, copy=True)
 
     @cached_property
