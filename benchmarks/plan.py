@@ -1,6 +1,6 @@
 """What genus plan predicts against what the run measures, on this CPU, for every recipe.
 
-    python benchmarks/plan.py [--json FILE] [--quick] [--only RECIPE]
+    python benchmarks/plan.py [--json] [--out FILE] [--quick] [--only RECIPE]
 
 Of each recipe its preset tiny and its default one. The measured run is the recipe's own main(),
 in a process of its own, with nothing but status lines, evaluations and checkpoints switched off.
@@ -187,7 +187,8 @@ def in_a_process(recipe: Path, words: list[str], quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--json", action="store_true", help="a line of JSON a row")
+    parser.add_argument("--out", type=Path, help="file for the rows and the passport")
     parser.add_argument("--quick", action="store_true", help="6 steps instead of 24, and tiny only")
     parser.add_argument("--only", default="", help="one recipe")
     parser.add_argument("--row", type=Path, help=argparse.SUPPRESS)
@@ -205,6 +206,11 @@ def main() -> None:
         for words in [["--preset", "tiny"], *([] if arguments.quick else [[]])]:
             row = in_a_process(recipe, words, arguments.quick)
             rows.append(row)
+            if arguments.json:
+                beside = {"ours": row["step_ms_predicted"], "peer": row["step_ms"]}
+                beside |= {"peer_name": "measured", "ratio": row["time_ratio"], "goal": 1.0}
+                print(json.dumps({**row, **beside}), flush=True)
+                continue
             print(
                 f"{row['row']:28} memory {row['peak_mib_predicted']:8.2f} / {row['peak_mib']:8.2f} "
                 f"MiB = {row['memory_ratio']:.3f}; step {row['step_ms_predicted']:8.2f} / "
@@ -212,9 +218,9 @@ def main() -> None:
                 f"{row['cpu_time_ratio']:.3f}",
                 flush=True,
             )
-    if arguments.json:
+    if arguments.out:
         body = {"passport": passport(), "rows": rows}
-        arguments.json.write_text(json.dumps(body, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(body, indent=1) + "\n")
 
 
 if __name__ == "__main__":

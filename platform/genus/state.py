@@ -31,6 +31,14 @@ def take(mine: Tensor | Part | int | float | str, stored: object) -> None:
         mine.copy_(stored)
 
 
+def take_all(mine: State, stored: State) -> None:
+    """``take`` for each of a network's tensors; KeyError where the names differ."""
+    if mine.keys() != stored.keys():
+        raise KeyError(f"weights {sorted(mine.keys() ^ stored.keys())[:3]}")
+    for key, value in stored.items():
+        take(mine[key], value)
+
+
 def scalar(value: object) -> int | float | str:
     """A piece of state that is no tensor."""
     assert isinstance(value, int | float | str)

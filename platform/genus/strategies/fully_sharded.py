@@ -27,7 +27,7 @@ from genus.optim.muon import MatrixMuon
 from genus.optim.state import OptimizerState
 from genus.parallel import World
 from genus.parts import Part
-from genus.state import State, Stateful, take
+from genus.state import State, Stateful, take_all
 from genus.strategies.data_parallel import DataParallel, exchanged, floating, sum_of_squares
 from genus.strategies.parts import (
     LocalParameter,
@@ -163,11 +163,7 @@ class Weights:
 
     def load_state_dict(self, state: State) -> None:
         """In place: ``state_dict`` gives views."""
-        mine = self.state_dict()
-        if mine.keys() != state.keys():
-            raise KeyError(f"weights {sorted(mine.keys() ^ state.keys())[:3]}")
-        for key, value in state.items():
-            take(mine[key], value)
+        take_all(self.state_dict(), state)
 
 
 class Sharded:

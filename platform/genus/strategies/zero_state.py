@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genus.parts import Part
-from genus.state import State, take
+from genus.state import State, take_all
 from genus.strategies.data_parallel import exchanged
 
 
@@ -188,13 +188,11 @@ class ZeroWeights:
         return state
 
     def load_state_dict(self, state: State) -> None:
-        mine = self.state_dict()
-        if mine.keys() != state.keys():
-            raise KeyError(f"weights {sorted(mine.keys() ^ state.keys())[:3]}")
-        for key, value in state.items():
-            take(mine[key], value)
-            if f"{self.name}.{key}" in self.layout.fixed:
-                self._fix(self.inner.get_parameter(key), self.layout.fixed[f"{self.name}.{key}"])
+        take_all(self.state_dict(), state)
+        for path, value in self.layout.fixed.items():
+            name, _, key = path.partition(".")
+            if name == self.name:
+                self._fix(self.inner.get_parameter(key), value)
         if self.engine is not None:
             refresh(self.engine)
 
