@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from genus.data.batch import Batch
 from genus.draws import seed_of
@@ -20,7 +19,13 @@ from genus.plan.job import Job
 from genus.plan.machines import EFFICIENCY, GPU
 from genus.plan.rows import batches, first_rows
 from genus.plan.trace import Operation
-from genus.strategies.data_parallel import Whole, sum_of_squares
+from genus.strategies.data_parallel import (
+    Whole,
+    clip_to,
+    freeze_all_but,
+    sum_of_squares,
+    trainable_of,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,7 @@ class Trial:
                 recompute(network)
         self.optimizers = {n: cfg.optim.build(network) for n, network in self.networks.items()}
         self.averages = EMA(cfg.ema, Whole(self.networks))
-        self._trainable = {
-            n: [p for p in network.parameters() if p.requires_grad]
-            for n, network in self.networks.items()
-        }
+        self._trainable = trainable_of(self.networks)
         self._batches: Iterator[Batch] = batches(job, job.micro)
 
     def take(self) -> Seconds:
@@ -81,9 +83,7 @@ class Trial:
 
     def _forward_and_backward(self, phase: Phase, micro: Batch) -> None:
         torch.default_generator.manual_seed(seed_of(0, micro.position, phase.name))
-        for name, owned in self._trainable.items():
-            for parameter in owned:
-                parameter.requires_grad_(name in phase.trains)
+        freeze_all_but(phase.trains, self._trainable)
         with autocast(self.job.precision):
             loss, _ = phase.loss(self.networks, micro.scoped(phase.name))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -92,11 +92,8 @@ class Trial:
     def _update(self, trains: Sequence[str]) -> None:
         optimizers = [o for name in trains for o in self.optimizers[name]]
         parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm: Tensor = sum_of_squares(gradients, torch.device("cpu")).sqrt()
-        clip = self.job.config.train.clip
-        if clip and gradients:
-            torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0).float())
+        norm = sum_of_squares(parameters, torch.device("cpu")).sqrt()
+        clip_to(self.job.config.train.clip, norm, parameters)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,13 @@ from genus.plan.disguise import as_gpu, autocast, backward
 from genus.plan.job import Job
 from genus.plan.rows import faked, first_rows
 from genus.plan.trace import Operation, Trace, fakes
-from genus.strategies.data_parallel import Whole, sum_of_squares
+from genus.strategies.data_parallel import (
+    Whole,
+    clip_to,
+    freeze_all_but,
+    sum_of_squares,
+    trainable_of,
+)
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,7 @@ class _Run:
         self.averages = EMA(job.config.ema, Whole(networks))
         held.append(trace.live)
         self.optimizers = {n: job.config.optim.build(network) for n, network in networks.items()}
-        self._trainable = {
-            n: [p for p in network.parameters() if p.requires_grad]
-            for n, network in networks.items()
-        }
+        self._trainable = trainable_of(networks)
         parameters = [p for owned in self._trainable.values() for p in owned]
         self.gradients = 0
         self._seen: set[int] = set()
@@ -154,9 +157,7 @@ class _Run:
 
     @contextmanager
     def only(self, trains: Any) -> Iterator[None]:
-        for name, owned in self._trainable.items():
-            for parameter in owned:
-                parameter.requires_grad_(name in trains)
+        freeze_all_but(trains, self._trainable)
         yield
 
     def backward(self, loss: Tensor) -> None:
@@ -166,12 +167,7 @@ class _Run:
     def step(self, trains: Any) -> None:
         optimizers = [optimizer for name in trains for optimizer in self.optimizers[name]]
         parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = sum_of_squares(gradients, torch.device("cpu")).sqrt()
-        if self.clip and gradients:
-            shrink = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, shrink.to(gradients[0].dtype))
-        del gradients
+        clip_to(self.clip, sum_of_squares(parameters, torch.device("cpu")).sqrt(), parameters)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -32,10 +32,7 @@ class DataParallel:
         self.world, self.networks, self.clip = world, networks, clip
         self.prepared: dict[str, Any] = {n: self._wrap(network) for n, network in networks.items()}
         # as wrapped: sharding makes parameters anew
-        self._trainable = {
-            name: [p for p in network.parameters() if p.requires_grad]
-            for name, network in networks.items()
-        }
+        self._trainable = trainable_of(networks)
         self.layout = self._make_layout()
         self.optimizers = {name: self._build(optim, network) for name, network in networks.items()}
 
@@ -75,9 +72,8 @@ class DataParallel:
         """A frozen network stays out of the exchange too, or DDP would wait for its gradients for
         ever. Parameters that were fixed when the network was prepared stay fixed."""
         with ExitStack() as stack:
+            freeze_all_but(trains, self._trainable)
             for name in self.prepared:
-                for parameter in self._trainable[name]:
-                    parameter.requires_grad_(name in trains)
                 stack.enter_context(self._synchronised(name, last and name in trains))
             yield
 
@@ -96,10 +92,7 @@ class DataParallel:
                 scaler.unscale_(optimizer)
         parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         norm = self._square_norm(parameters).sqrt()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.clip and gradients:
-            shrink = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, shrink.to(gradients[0].dtype))
+        clip_to(self.clip, norm, parameters)
         bad = world.max_(torch.maximum(bad, (~torch.isfinite(norm)).float()))
         for optimizer in optimizers:
             if getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -160,6 +153,29 @@ def exchanged(live: list[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
         yield
     finally:
         torch._foreach_copy_(live, kept)
+
+
+def trainable_of(networks: Mapping[str, nn.Module]) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each network that are not fixed for good."""
+    return {
+        name: [p for p in network.parameters() if p.requires_grad]
+        for name, network in networks.items()
+    }
+
+
+def freeze_all_but(trains: Sequence[str], trainable: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    """Only the networks that a phase trains take part in gradients."""
+    for name, parameters in trainable.items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in trains)
+
+
+def clip_to(clip: float, norm: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """Shrink the gradients, of which ``norm`` is the norm, to ``clip`` at most (0: as they are)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if clip and gradients:
+        shrink = (clip / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, shrink.to(gradients[0].dtype))
 
 
 def sum_of_squares(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
