@@ -224,12 +224,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _digest(arguments: argparse.Namespace) -> None:
-    from genus.checkpoint_reader import digest, newest
+    from genus.commands_checkpoint import digest
 
-    path = newest(arguments.folder)
-    print(path)
-    for name, value in digest(path).items():
-        print(f"{value}  {name}")
+    digest(arguments.folder)
 
 
 if __name__ == "__main__":

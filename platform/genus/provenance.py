@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import platform as python_platform
@@ -24,6 +23,7 @@ from genus import config
 from genus.atomic import replacing
 from genus.data.manifest import DataInfo
 from genus.errors import ConfigError
+from genus.recipe_command import import_script
 from genus.snapshot import Origin, origin_of
 
 ENVIRONMENT_KEPT = ("ACCELERATE_", "SLURM_JOB", "OMP_", "CUDA_VISIBLE", "NCCL_", "WORLD_SIZE")
@@ -76,14 +76,9 @@ def load_recipe(folder: Path) -> ModuleType:
     Raises ConfigError when ``folder`` is no run or its recipe is gone.
     """
     script = recipe_of(folder)
-    spec = importlib.util.spec_from_file_location(f"genus_recipe_{script.stem}", script)
-    if spec is None or spec.loader is None or not script.exists():
+    module = import_script(script)
+    if module is None:
         raise ConfigError(f"{folder} was made by {script}, which is not there any more")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    if str(script.parent) not in sys.path:
-        sys.path.append(str(script.parent))  # as it was when the recipe ran as a script
-    spec.loader.exec_module(module)
     return module
 
 

@@ -18,16 +18,24 @@ class _Parsed(BaseException):  # no Exception: a recipe must not catch it
         self.command = command
 
 
-def import_recipe(recipe: Path) -> ModuleType:
-    """The recipe as a module. ConfigError where it is not there or not a recipe."""
-    spec = importlib.util.spec_from_file_location(f"genus_recipe_{recipe.stem}", recipe)
-    if spec is None or spec.loader is None or not recipe.is_file():
-        raise ConfigError(f"there is no recipe {recipe}")
+def import_script(script: Path) -> ModuleType | None:
+    """A recipe's file as a module; None where it is not there."""
+    spec = importlib.util.spec_from_file_location(f"genus_recipe_{script.stem}", script)
+    if spec is None or spec.loader is None or not script.is_file():
+        return None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    if str(recipe.parent) not in sys.path:
-        sys.path.append(str(recipe.parent))  # as when it runs as a script
+    if str(script.parent) not in sys.path:
+        sys.path.append(str(script.parent))  # as when it runs as a script
     spec.loader.exec_module(module)
+    return module
+
+
+def import_recipe(recipe: Path) -> ModuleType:
+    """The recipe as a module. ConfigError where it is not there or not a recipe."""
+    module = import_script(recipe)
+    if module is None:
+        raise ConfigError(f"there is no recipe {recipe}")
     if not hasattr(module, "main") or not hasattr(module, "config"):
         raise ConfigError(f"{recipe} is no recipe: it has no main() that calls config.parse")
     return module

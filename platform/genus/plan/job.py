@@ -15,6 +15,7 @@ from genus.data.opening import read_info
 from genus.errors import ConfigError, DataError
 from genus.recipe_command import command_of, import_recipe
 from genus.strategies.choice import Choice, Name
+from genus.strategies.making import check_choice
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,7 @@ def read_job(
 def _choice(cfg: Any, nodes: int) -> Choice:
     name: Name = "ddp" if cfg.train.strategy == "auto" else cfg.train.strategy
     choice = Choice(name, replicas=nodes if name == "hybrid" else 1)
-    if choice.stage and not cfg.optim.elementwise:
-        raise ConfigError(
-            f"{choice} lays weights out flat, and {type(cfg.optim).__name__} needs matrices: take "
-            "optim=AdamWConfig, or train.strategy=ddp or fsdp2"
-        )
-    if choice.name != "ddp" and cfg.train.precision == "fp16":
-        raise ConfigError(f"fp16 and {choice} don't go together: take bf16, or DDP")
+    check_choice(choice, cfg.train.precision, cfg.optim)
     return choice
 
 

@@ -11,7 +11,7 @@ from genus.errors import ConfigError
 from genus.networks.units import recompute
 from genus.objectives.phase import Phase
 from genus.parallel import Precision, World
-from genus.strategies.choice import Strategy
+from genus.strategies.choice import Choice, Strategy
 from genus.strategies.data_parallel import DataParallel
 from genus.strategies.float8 import to_float8
 from genus.strategies.spread import Optim, Spread
@@ -37,16 +37,20 @@ class Training(Protocol):
 def open_world(train: Training, optim: Optim) -> World:
     """The world of a run. ConfigError where launcher, config and strategy do not go together."""
     world = World(train.precision, train.strategy)
-    choice = world.choice
-    if choice.name != "ddp" and world.precision == "fp16":
+    check_choice(world.choice, world.precision, optim)
+    _check_deepspeed(world, train)
+    return world
+
+
+def check_choice(choice: Choice, precision: Precision, optim: Optim) -> None:
+    """ConfigError where a strategy can't have that precision or that optimizer."""
+    if choice.name != "ddp" and precision == "fp16":
         raise ConfigError(f"fp16 and {choice} don't go together: take bf16, or DDP")
     if choice.stage and not optim.elementwise:
         raise ConfigError(
             f"{choice} lays weights out flat, and {type(optim).__name__} needs matrices: take "
             "optim=AdamWConfig, or train.strategy=ddp or fsdp2"
         )
-    _check_deepspeed(world, train)
-    return world
 
 
 def spread(
