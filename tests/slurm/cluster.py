@@ -7,7 +7,9 @@ shared by all nodes, as a cluster's file system is; /tmp and /dev/shm are each n
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import stat
@@ -250,8 +252,20 @@ class Cluster:
         return found
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to one process of a node."""
-        os.kill(pid, number)
+        """Send a signal to one process of a node, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    def has_got(self, pid: int, number: signal.Signals) -> bool:
+        """Whether the signal waits for a process that was stopped, or came with a SIGCONT that has
+        woken it (as SLURM's own do) and ended it by now, maybe."""
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except FileNotFoundError:
+            return True
+        (state,) = re.findall(r"^State:\s*(\w)", status, re.MULTILINE)
+        (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
+        return state != "T" or bool(int(pending, 16) >> (number - 1) & 1)
 
 
 def _remove_groups(folder: Path) -> None:

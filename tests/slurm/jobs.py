@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,19 @@ class Job:
             self.cluster.wait(lambda: published(self.folder / "checkpoints"), "checkpoint")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
+
+    def stop_worker(self) -> int:
+        """Once training is under way, hold the batch host's youngest rank, by SIGSTOP: then a fault
+        meets a live run however fast the machine is. Returns its pid."""
+        self.wait_until_saved()
+        worker = max(self.cluster.pids(self.node, "diffusion.py --config"))
+        self.cluster.kill(worker, signal.SIGSTOP)
+        return worker
+
+    def let_go_on_signalled(self, worker: int) -> None:
+        """Let a held rank go on when SIGTERM has come for it."""
+        self.cluster.wait(lambda: self.cluster.has_got(worker, signal.SIGTERM), "SIGTERM")
+        self.cluster.kill(worker, signal.SIGCONT)
 
     def events(self, what: str) -> list[dict[str, object]]:
         return [event for event in read_events(self.folder) if event["event"] == what]

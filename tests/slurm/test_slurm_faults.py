@@ -18,22 +18,24 @@ def _same_as(job: Job, other: Job, samples: int = 0) -> None:
         assert rows == sorted(set(rows))
 
 
-def _end(job: Job, when: str) -> None:
-    """Let SLURM end the job at ``when``, and give its next start time enough.
+def _set_end(job: Job, when: str) -> None:
+    """Let SLURM end the job at ``when``; it looks at limits every 30 s only."""
+    job.cluster.command("scontrol", "update", f"jobid={job.number}", f"EndTime={when}", root=True)
 
-    SLURM looks at limits every 30 s only.
-    """
-    cluster, identity = job.cluster, f"jobid={job.number}"
-    cluster.command("scontrol", "update", identity, f"EndTime={when}", root=True)
-    cluster.wait(lambda: job.restarts == 1, "restart")
-    cluster.command("scontrol", "update", identity, "TimeLimit=20", root=True)
+
+def _give_time(job: Job) -> None:
+    """Give the next start of a job that was ended time enough."""
+    job.cluster.wait(lambda: job.restarts == 1, "restart")
+    job.cluster.command("scontrol", "update", f"jobid={job.number}", "TimeLimit=20", root=True)
 
 
 def test_a_time_limit_saves_and_goes_on(cluster: Cluster, by_two: Job) -> None:
     words = (f"train.samples={LONG}",)
     job = submit(cluster, "limited", "--nodes=2", "--time=20", "--grace=60", words=words)
-    job.wait_until_saved()
-    _end(job, "now+61")
+    worker = job.stop_worker()
+    _set_end(job, "now+61")
+    job.let_go_on_signalled(worker)
+    _give_time(job)
     job.wait_for("COMPLETED", limit=400)
     assert job.restarts == 1
     assert "saved ahead of the end" in job.log()
@@ -46,10 +48,9 @@ def test_a_time_limit_saves_and_goes_on(cluster: Cluster, by_two: Job) -> None:
 def test_a_job_that_did_not_save_by_its_limit_goes_on(cluster: Cluster, sweep: list[Job]) -> None:
     """The rank hangs when the signal comes; SLURM wakes it when it ends the job."""
     job = submit(cluster, "hung", "--time=20")
-    job.wait_until_saved()
-    (worker,) = cluster.pids(job.node, "diffusion.py --config")
-    cluster.kill(worker, signal.SIGSTOP)
-    _end(job, "now")
+    job.stop_worker()
+    _set_end(job, "now")
+    _give_time(job)
     job.wait_for("COMPLETED")
     assert job.restarts == 1
     assert "at its time limit without a save; queued again" in job.log()
@@ -58,8 +59,9 @@ def test_a_job_that_did_not_save_by_its_limit_goes_on(cluster: Cluster, sweep: l
 
 def test_preemption_with_grace_saves_first(cluster: Cluster, sweep: list[Job]) -> None:
     job = submit(cluster, "graceful", "--partition=graceful", "--time=20")
-    job.wait_until_saved()
+    worker = job.stop_worker()
     _preempt(cluster)
+    job.let_go_on_signalled(worker)
     job.wait_for("COMPLETED")
     assert job.restarts == 1
     assert "saved ahead of the end" in job.log()
@@ -69,7 +71,7 @@ def test_preemption_with_grace_saves_first(cluster: Cluster, sweep: list[Job]) -
 
 def test_preemption_without_grace_goes_on_all_the_same(cluster: Cluster, sweep: list[Job]) -> None:
     job = submit(cluster, "abrupt", "--partition=abrupt", "--time=20")
-    job.wait_until_saved()
+    job.stop_worker()
     _preempt(cluster)
     job.wait_for("COMPLETED")
     assert job.restarts == 1
@@ -85,8 +87,9 @@ def _preempt(cluster: Cluster) -> None:
 
 def test_scancel_ends_a_job_for_good(cluster: Cluster) -> None:
     job = submit(cluster, "cancelled", "--time=20")
-    job.wait_until_saved()
+    worker = job.stop_worker()
     cluster.command("scancel", job.number)
+    job.let_go_on_signalled(worker)
     job.wait_for("CANCELLED")
     cluster.wait(lambda: "ended by SLURM" in job.log(), "last word of the job")
     assert job.restarts == 0
@@ -110,7 +113,7 @@ def test_a_killed_worker_is_started_again(cluster: Cluster, by_two: Job) -> None
 def test_a_power_cut_moves_the_job(cluster: Cluster, by_two: Job) -> None:
     words = (f"train.samples={SHORT}",)
     job = submit(cluster, "dark", "--nodes=2", "--time=20", words=words)
-    job.wait_until_saved()
+    job.stop_worker()
     nodes = [node for node in cluster.nodes if cluster.pids(node, "diffusion.py")]
     dark = next(node for node in nodes if node != job.node)
     cluster.cut_power(dark)
@@ -126,11 +129,8 @@ def test_a_power_cut_moves_the_job(cluster: Cluster, by_two: Job) -> None:
 def test_a_stale_writer_harms_nothing(cluster: Cluster, sweep: list[Job]) -> None:
     """A node is cut off and hangs; its job is started elsewhere; the node comes to life again."""
     job = submit(cluster, "stale", "--time=20")
-    job.wait_until_saved()
-    lost, recipe = job.node, "diffusion.py --config"
-    (writer,) = cluster.pids(lost, recipe)
+    writer, lost, recipe = job.stop_worker(), job.node, "diffusion.py --config"
     cluster.cut_cable(lost)
-    cluster.kill(writer, signal.SIGSTOP)
     try:
         cluster.wait(lambda: job.events("resumed"), "start on another node", limit=120)
         assert job.node != lost
