@@ -1,0 +1,1 @@
+"""Generators and discriminators: StyleGAN2, R3GAN, DCGAN and perceptrons."""
