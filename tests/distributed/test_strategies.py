@@ -32,6 +32,7 @@ RECIPES = sorted(ROOT.glob("recipes/*.py"))
 ADAMW = ("optim=AdamWConfig", "optim.lr=1e-3", "optim.eps=1e-6")
 MUON = ("optim=MuonConfig", "optim.adamw_lr=2e-5")
 OPTIMIZERS = {"AdamW": ADAMW, "Muon": MUON}
+STEADIER = {("gan", "AdamW"): ("optim.eps=1e-3",)}
 """Steady: some of a transformer's gradients are about 1e-8, and Adam divides by them."""
 CLOSE = {"AdamW": 1e-5, "Muon": 1e-4}
 """Muon lifts the smallest directions of a gradient, and their rounding with them."""
@@ -51,7 +52,8 @@ def name_of(recipe: Path, optimizer: str, *more: str) -> str:
 
 
 def job(folder: Path, recipe: Path, optimizer: str, strategy: str, name: str) -> list[object]:
-    words = [*COMMON, *OPTIMIZERS[optimizer], f"train.strategy={strategy}"]
+    more = STEADIER.get((recipe.stem, optimizer), ())
+    words = [*COMMON, *OPTIMIZERS[optimizer], *more, f"train.strategy={strategy}"]
     return [str(recipe), [*words, f"run.root={folder}", f"run.name={name}"]]
 
 

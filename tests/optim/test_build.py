@@ -528,3 +528,26 @@ def test_state_is_named_by_parameter() -> None:
     keys = set(OptimizerState(net, optimizers).state_dict())
     assert {"conv.weight/momentum_buffer", "out.bias/exp_avg", "temperature/step"} <= keys
     assert len(keys) == 1 + 2 + 3 * (len(list(net.parameters())) - 2)
+
+
+def test_what_a_step_learns_is_shared_out_among_its_updates() -> None:
+    """c = k / (k + 1) for a lazy regulariser at each k-th step: Karras et al. 2020, appendix B."""
+    network, updates = nn.Linear(3, 3), 1 + 1 / 16
+    config = AdamWConfig(lr=2e-3, betas=(0.0, 0.99), last_beta2=0.999)
+    (shared,) = config.build(network, updates)
+    for group in shared.param_groups:
+        assert group["lr"] == pytest.approx(2e-3 * 16 / 17)
+        assert group["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
+        assert group["beta2"] == pytest.approx((0.99 ** (16 / 17), 0.999 ** (16 / 17)))
+    plain, same = config.build(network)[0], config.build(network, 1.0)[0]
+    assert plain.param_groups[0]["lr"] == same.param_groups[0]["lr"] == 2e-3
+    deep = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    muon = MuonConfig(lr=0.02, momentum=0.95).build(deep, 2)
+    assert muon[0].param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_the_second_moments_decay_moves_with_the_schedule() -> None:
+    (optimizer,) = AdamWConfig(betas=(0.0, 0.9), last_beta2=0.99).build(nn.Linear(2, 2))
+    for decayed, beta in ((0.0, 0.9), (0.5, 0.945), (1.0, 0.99)):
+        set_learning_rates({"net": [optimizer]}, 1.0, decayed)
+        assert all(g["betas"] == pytest.approx((0.0, beta)) for g in optimizer.param_groups)

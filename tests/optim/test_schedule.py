@@ -57,3 +57,9 @@ def test_a_kind_that_needs_a_length_is_not_silently_constant(kind: str) -> None:
 def test_warm_up_multiplies_the_shape() -> None:
     config = ScheduleConfig(kind="cosine", warmup=500)
     assert factor(config, 250, TOTAL) == pytest.approx(0.5 * (0.5 + math.sqrt(2) / 4))
+
+
+def test_a_floor_and_a_length_of_the_decay() -> None:
+    config = ScheduleConfig(kind="cosine", decay=100, floor=0.25)
+    for samples, expected in ((0, 1.0), (50, 0.625), (100, 0.25), (400, 0.25)):
+        assert factor(config, samples, total=400) == pytest.approx(expected)

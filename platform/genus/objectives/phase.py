@@ -34,6 +34,11 @@ class Phase:
     every: int = 1
 
 
+def updates_of(phases: Sequence[Phase], network: str) -> float:
+    """Gradient steps that a network takes a step of the loop, on average; 1 for those at rest."""
+    return max(1.0, sum(1 / phase.every for phase in phases if network in phase.trains))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """A family's row in the taxonomy of generative models."""
@@ -85,6 +90,8 @@ class SampleOptions:
     temperature: float | None = None
     """Of families that have it: scales the base distribution, or divides log-probabilities of
     levels or tokens."""
+    truncation: float | None = None
+    """psi of style-based generators: 1 is none, 0 the mean image."""
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -176,6 +183,41 @@ class CanEncode(Protocol):
 
     def decode(self, networks: Networks, code: Tensor, label: Tensor | None) -> Tensor:
         """What ``sample`` returns, from codes."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What generated images are made of, besides their class."""
+
+    code: Tensor
+    """(B, ...), in the shape of the space."""
+    noise: Tensor | None = None
+    """(B, N), of generators that add noise."""
+
+
+class LatentSpace(Protocol):
+    """Codes that a generator draws and makes images of."""
+
+    @property
+    def is_normal(self) -> bool:
+        """Codes are standard normal; in many dimensions they then lie near a sphere."""
+
+    def draw(
+        self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions
+    ) -> Codes:
+        """One code a row of ``draws``."""
+
+    def decode(self, networks: Networks, codes: Codes, label: Tensor | None) -> Tensor:
+        """What ``sample`` returns, from codes; differentiable."""
+
+
+@runtime_checkable
+class CanWalk(Protocol):
+    """Families whose codes are drawn, not inferred from data."""
+
+    @property
+    def spaces(self) -> Mapping[str, LatentSpace]:
+        """By name; the first is the one to walk in."""
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -37,6 +37,8 @@ class AdamWConfig:
     lr * tuned_width / width, and decay as fast as with lr; 0: all take lr."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the first and second moment, per step."""
+    last_beta2: float = 0.0
+    """The second moment's decay moves to this as the schedule decays (0: it stays)."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
@@ -50,9 +52,19 @@ class AdamWConfig:
         if self.tuned_width < 0:
             raise ConfigError(f"optim.tuned_width={self.tuned_width}: a width, or 0 for none")
 
-    def build(self, network: nn.Module) -> list[torch.optim.Optimizer]:
+    def build(self, network: nn.Module, updates: float = 1.0) -> list[torch.optim.Optimizer]:
         """One optimizer over all parameters of a network; none where it has no parameters.
-        ConfigError where ``tuned_width`` is given and the network is no transformer."""
+        ConfigError where ``tuned_width`` is given and the network is no transformer.
+
+        ``lr`` and ``betas`` are those of a step of the loop. For ``updates`` gradient steps in one
+        (1 + 1/k with a lazy regulariser at each k-th) both are shared out among them: Karras et al.
+        2020, appendix B.
+        """
+        if updates != 1:
+            betas = self.betas[0] ** (1 / updates), self.betas[1] ** (1 / updates)
+            last = self.last_beta2 ** (1 / updates)
+            shared = replace(self, lr=self.lr / updates, betas=betas, last_beta2=last)
+            return shared.build(network)
         parameters = list(network.parameters())
         ends = ends_of(network)
         if not parameters or not self.tuned_width:
@@ -80,7 +92,10 @@ class AdamWConfig:
             {"params": inner, "weight_decay": decay * ratio, "peak": self.lr / ratio},
             {"params": others, "weight_decay": 0.0, "peak": self.lr},
         ]
-        groups = [{**group, "lr": group["peak"]} for group in groups if group["params"]]
+        span = self.betas[1], self.last_beta2 or self.betas[1]
+        groups = [
+            {**group, "lr": group["peak"], "beta2": span} for group in groups if group["params"]
+        ]
         if not groups:
             return []
         return [torch.optim.AdamW(groups, self.lr, self.betas, self.eps, fused=True)]
@@ -107,8 +122,16 @@ class MuonConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Learning rate over the run, of both."""
 
-    def build(self, network: nn.Module) -> list[torch.optim.Optimizer]:
-        """At most two optimizers."""
+    def build(self, network: nn.Module, updates: float = 1.0) -> list[torch.optim.Optimizer]:
+        """At most two optimizers. ``updates``: as with AdamWConfig."""
+        if updates != 1:
+            shared = replace(
+                self,
+                lr=self.lr / updates,
+                adamw_lr=self.adamw_lr / updates,
+                momentum=self.momentum ** (1 / updates),
+            )
+            return shared.build(network)
         parameters = list(network.parameters())
         ends = ends_of(network)
         outside = ends.embeddings | ends.reads | ends.writes
@@ -126,10 +149,14 @@ class MuonConfig:
 
 
 def set_learning_rates(
-    optimizers: Mapping[str, Sequence[torch.optim.Optimizer]], factor: float
+    optimizers: Mapping[str, Sequence[torch.optim.Optimizer]], factor: float, decayed: float = 0.0
 ) -> None:
-    """Every group's learning rate is its peak times the schedule's factor."""
+    """Every group's learning rate is its peak times the schedule's factor; second moments' decays
+    have gone the share ``decayed`` of their way."""
     for group_of_networks in optimizers.values():
         for optimizer in group_of_networks:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
+                if "beta2" in group:
+                    first, last = group["beta2"]
+                    group["betas"] = group["betas"][0], first + decayed * (last - first)

@@ -14,11 +14,14 @@ class ScheduleConfig:
     """The factor on ``optim.lr`` over the run."""
 
     kind: Literal["constant", "cosine", "rsqrt", "wsd"] = "constant"
-    """constant; cosine to 0; 1/sqrt past ``decay`` (Karras 2024, eq. 67); warm-up-stable-decay."""
+    """constant; cosine; 1/sqrt past ``decay`` (Karras 2024, eq. 67); warm-up-stable-decay."""
     warmup: int = 0
     """Linear warm-up, samples."""
     decay: int = 0
-    """rsqrt: reference length t_ref, samples. wsd: length of the final linear decay, samples."""
+    """rsqrt: reference length t_ref, samples. wsd: length of the final linear decay, samples.
+    cosine: its length (0: the run's)."""
+    floor: float = 0.0
+    """Share of the learning rate that cosine and wsd end at."""
 
     def __post_init__(self) -> None:
         """ConfigError for a kind that would silently be constant."""
@@ -29,13 +32,22 @@ class ScheduleConfig:
 def factor(config: ScheduleConfig, samples: int, total: int) -> float:
     """The factor in [0, 1] at ``samples`` of a run of ``total``."""
     warm = min(1.0, samples / config.warmup) if config.warmup else 1.0
+    return warm * (config.floor + (1 - config.floor) * _shape(config, samples, total))
+
+
+def decayed(config: ScheduleConfig, samples: int, total: int) -> float:
+    """How far the decay has come, from 0 to 1, at ``samples`` of a run of ``total``."""
+    return 1 - _shape(config, samples, total)
+
+
+def _shape(config: ScheduleConfig, samples: int, total: int) -> float:
+    """From 1 downwards."""
     match config.kind:
         case "constant":
-            shape = 1.0
+            return 1.0
         case "cosine":
-            shape = 0.5 * (1 + math.cos(math.pi * min(1.0, samples / total)))
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, samples / (config.decay or total))))
         case "rsqrt":
-            shape = 1 / math.sqrt(max(samples / config.decay, 1))
+            return 1 / math.sqrt(max(samples / config.decay, 1))
         case "wsd":
-            shape = min(1.0, max(0, total - samples) / config.decay)
-    return warm * shape
+            return min(1.0, max(0, total - samples) / config.decay)

@@ -54,8 +54,8 @@ class Traced:
     """Bytes at the worst moment, all kinds together."""
     gradients_at_peak: int
     forward: tuple[Operation, ...]
-    """Of one micro-batch, forward and backward; a phase that is due at every k-th step is there
-    in whole."""
+    """Of one micro-batch, forward and backward; of a phase that is due at every k-th step the
+    k-th part."""
     update: tuple[Operation, ...]
     """Of the clipping, the optimizer and the averages, once a step."""
 
@@ -97,10 +97,10 @@ def trace_step(job: Job, batch: Batch, rows: int, *, gpu: bool = False) -> Trace
                     run.backward(loss * (rows / job.share))
                 del loss, metrics
                 if repeat == 0:
-                    forward += trace.operations
+                    forward += [done.shared(phase.every) for done in trace.operations]
             trace.operations = []
             run.step(phase.trains)
-            update += trace.operations
+            update += [done.shared(phase.every) for done in trace.operations]
         trace.operations = []
         run.average()
         update += trace.operations

@@ -11,7 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class Operation:
     bytes: int
     """Read and written."""
     dtype: torch.dtype
+
+    def shared(self, steps: int) -> Operation:
+        """What is due at every so manieth step, as if each had its share."""
+        return replace(self, flops=self.flops / steps, bytes=self.bytes // steps)
 
 
 @dataclass

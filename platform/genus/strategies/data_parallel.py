@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genus.data.batch import Batch
-from genus.objectives.phase import Phase
+from genus.objectives.phase import Phase, updates_of
 from genus.optim.state import OptimizerState
 from genus.parallel import World
 from genus.parts import Part
@@ -25,7 +25,12 @@ class DataParallel:
     layout: Layout
 
     def __init__(
-        self, world: World, networks: Mapping[str, nn.Module], optim: Optim, clip: float
+        self,
+        world: World,
+        networks: Mapping[str, nn.Module],
+        optim: Optim,
+        clip: float,
+        phases: Sequence[Phase] = (),
     ) -> None:
         """The networks are moved to the device and wrapped; they keep their parameter objects.
         ``clip`` is the largest norm of a gradient, 0 for any."""
@@ -34,7 +39,10 @@ class DataParallel:
         # as wrapped: sharding makes parameters anew
         self._trainable = trainable_of(networks)
         self.layout = self._make_layout()
-        self.optimizers = {name: self._build(optim, network) for name, network in networks.items()}
+        self.optimizers = {
+            name: self._build(optim, network, updates_of(phases, name))
+            for name, network in networks.items()
+        }
 
     # ---- what another way of spreading does otherwise --------------------------------------------
 
@@ -46,8 +54,10 @@ class DataParallel:
     def _make_layout(self) -> Layout:
         return Whole(self.networks)
 
-    def _build(self, optim: Optim, network: nn.Module) -> list[torch.optim.Optimizer]:
-        return optim.build(network)
+    def _build(
+        self, optim: Optim, network: nn.Module, updates: float
+    ) -> list[torch.optim.Optimizer]:
+        return optim.build(network, updates)
 
     @contextmanager
     def _synchronised(self, name: str, sync: bool) -> Iterator[None]:

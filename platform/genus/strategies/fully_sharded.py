@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from genus.errors import ConfigError
 from genus.networks.units import units_of
+from genus.objectives.phase import Phase
 from genus.optim.muon import MatrixMuon
 from genus.optim.state import OptimizerState
 from genus.parallel import World
@@ -49,6 +50,7 @@ class FullySharded(DataParallel):
         networks: Mapping[str, nn.Module],
         optim: Optim,
         clip: float,
+        phases: Sequence[Phase] = (),
         replicas: int = 1,
         reshard: bool = True,
     ) -> None:
@@ -60,7 +62,7 @@ class FullySharded(DataParallel):
             raise ConfigError("fp16 and sharding (FSDP2) don't go together: take bf16, or DDP")
         self.reshard = reshard
         self.mesh = _mesh(world, replicas)
-        super().__init__(world, networks, optim, clip)
+        super().__init__(world, networks, optim, clip, phases)
 
     def _wrap(self, network: nn.Module) -> Any:
         # evaluation_mode: to the device and into autocast, without DDP
@@ -83,9 +85,11 @@ class FullySharded(DataParallel):
     def _make_layout(self) -> Layout:
         return Sharded(self.networks, self.reshard)
 
-    def _build(self, optim: Optim, network: nn.Module) -> list[torch.optim.Optimizer]:
+    def _build(
+        self, optim: Optim, network: nn.Module, updates: float
+    ) -> list[torch.optim.Optimizer]:
         """The optimizers hold plain tensors, this rank's part of each parameter."""
-        optimizers = optim.build(network)
+        optimizers = optim.build(network, updates)
         for optimizer in optimizers:
             if isinstance(optimizer, MatrixMuon):
                 optimizer.gather = lambda part, rows: gathered(whole_of(part), rows)

@@ -77,8 +77,9 @@ def spread(
     if choice.name in ("fsdp2", "hybrid") and world.size > 1:
         from genus.strategies.fully_sharded import FullySharded
 
-        return FullySharded(world, networks, optim, clip, choice.replicas, choice.reshard)
-    return DataParallel(world, networks, optim, clip)
+        copies, reshard = choice.replicas, choice.reshard
+        return FullySharded(world, networks, optim, clip, phases, copies, reshard)
+    return DataParallel(world, networks, optim, clip, phases)
 
 
 def _check_deepspeed(world: World, train: Training) -> None:

@@ -21,7 +21,8 @@ class Optim(Protocol):
     elementwise: ClassVar[bool]
     """Each number is updated by its own gradient and moments: flat tensors will do."""
 
-    def build(self, network: nn.Module) -> list[torch.optim.Optimizer]: ...
+    def build(self, network: nn.Module, updates: float = 1.0) -> list[torch.optim.Optimizer]:
+        """For a network that takes ``updates`` gradient steps a step of the loop, on average."""
 
 
 class Layout(Protocol):

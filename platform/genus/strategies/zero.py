@@ -25,9 +25,10 @@ from torch._C._distributed_c10d import HashStore
 
 from genus.data.batch import Batch
 from genus.errors import ConfigError
-from genus.objectives.phase import Loss, Phase
+from genus.objectives.phase import Loss, Phase, updates_of
 from genus.parallel import World
 from genus.state import Stateful
+from genus.strategies.inner_gradient import are_kept
 from genus.strategies.spread import Optim
 from genus.strategies.zero_state import ZeroLayout, ZeroOptimizerState, ZeroWeights
 
@@ -61,7 +62,7 @@ class Zero:
         for names in together(phases, list(networks)):
             self._inner |= {name: self._to_device(networks[name]) for name in names}
             if any(phase.trains == names for phase in phases):
-                self._engines[names] = self._engine(names, optim, clip)
+                self._engines[names] = self._engine(names, optim, clip, phases)
         self.prepared = self._inner
         self._by_network = {
             name: engine for names, engine in self._engines.items() for name in names
@@ -82,7 +83,9 @@ class Zero:
         wrapped = prepare(inner, evaluation_mode=True)
         return wrapped
 
-    def _engine(self, names: tuple[str, ...], optim: Optim, clip: float) -> Any:
+    def _engine(
+        self, names: tuple[str, ...], optim: Optim, clip: float, phases: Sequence[Phase]
+    ) -> Any:
         for name in names:
             for key, parameter in self._inner[name].named_parameters():
                 if parameter.ndim == 0:  # DeepSpeed 0.19's own broadcast raises on them
@@ -91,7 +94,11 @@ class Zero:
                         "take: make it a vector of one, or take DDP or FSDP2"
                     )
         deepspeed = _deepspeed(self.world.device)
-        optimizers = [optimizer for name in names for optimizer in optim.build(self._inner[name])]
+        optimizers = [
+            optimizer
+            for name in names
+            for optimizer in optim.build(self._inner[name], updates_of(phases, name))
+        ]
         # one optimizer of all groups: an engine has one
         first = optimizers[0]
         for other in optimizers[1:]:
@@ -141,6 +148,10 @@ class Zero:
 
     def backward(self, loss: Tensor, trains: Sequence[str]) -> None:
         self._engine_of(trains).backward(loss, scale_wrt_gas=False)
+        if self.stage == 3:
+            for engine in self._engines.values():
+                if are_kept(engine.module.parameters()):
+                    engine.optimizer.parameter_offload.partition_all_parameters()
 
     def step(self, trains: Sequence[str], bad: Tensor) -> tuple[Tensor, Tensor]:
         engine = self._engine_of(trains)

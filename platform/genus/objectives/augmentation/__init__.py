@@ -1,0 +1,1 @@
+"""Augmentation of what a discriminator sees: one idea a file, put together by ``config``."""
