@@ -43,6 +43,7 @@ from genus.objectives.pixel_likelihood import PixelLikelihood, PixelLikelihoodCo
 from genus.optim.build import AdamWConfig, MuonConfig
 from genus.optim.ema import PlainEMAConfig, PowerEMAConfig
 from genus.optim.schedule import ScheduleConfig
+from genus.quality import Quality
 from genus.run import Run, RunConfig, describe, errors_as_messages
 from genus.sampling import SampleGrid
 from genus.strategies.making import open_world
@@ -115,10 +116,8 @@ PRESETS = {
         network=PixelCNNPlusPlusConfig(width=32, blocks=1),
         objective=PixelLikelihoodConfig(label_dropout=0.1),
     ),
-    "gpt2-124m": gpt2(768, 12, 12, 6e-4),
-    "gpt2-350m": gpt2(1024, 24, 16, 3e-4),
-    "gpt2-774m": gpt2(1280, 36, 20, 2.5e-4),
-    "gpt2-1.5b": gpt2(1600, 48, 25, 2e-4),
+    "gpt2-124m": gpt2(768, 12, 12, 6e-4), "gpt2-350m": gpt2(1024, 24, 16, 3e-4),
+    "gpt2-774m": gpt2(1280, 36, 20, 2.5e-4), "gpt2-1.5b": gpt2(1600, 48, 25, 2e-4),
     "llama-8b": run_of(
         1_800 * M, 2048, adamw(3e-4, 16 * M), data=DataConfig(url="data/pretraining", size=8192),
         network=TransformerConfig(width=4096, depth=32, heads=32, kv_heads=8, mlp="swiglu",
@@ -192,7 +191,8 @@ def main() -> None:
             else:
                 shown = SampleGrid(run, networks, objective, every=every, classes=info.classes)
             loss = Validation(run, networks, objective, every=often, data=cfg.data, info=info)
-            parts = cfg.train, cfg.optim, cfg.ema, [shown, loss], cost
+            like = Quality(run, networks, objective, cfg.train, cfg.ema, data=cfg.data, info=info)
+            parts = cfg.train, cfg.optim, cfg.ema, [shown, loss, like], cost
             train(run, networks, objective, stream, *parts)
 
 

@@ -40,6 +40,7 @@ from genus.objectives.phase import Objective
 from genus.optim.build import AdamWConfig, MuonConfig
 from genus.optim.ema import PlainEMAConfig, PowerEMAConfig
 from genus.optim.schedule import ScheduleConfig
+from genus.quality import Quality
 from genus.run import Run, RunConfig, describe, errors_as_messages
 from genus.samplers.draw import SamplingConfig
 from genus.sampling import SampleGrid
@@ -164,7 +165,8 @@ def main() -> None:
             loss = Validation(
                 run, networks, objective, every=often, data=cfg.data, info=info, rows=rows
             )
-            parts = cfg.train, cfg.optim, cfg.ema, [grid, loss], cost
+            like = Quality(run, networks, objective, cfg.train, cfg.ema, data=cfg.data, info=info)
+            parts = cfg.train, cfg.optim, cfg.ema, [grid, loss, like], cost
             train(run, networks, objective, stream, *parts)
 
 

@@ -45,6 +45,7 @@ from genus.objectives.flow_likelihood import FlowLikelihood, FlowLikelihoodConfi
 from genus.optim.build import AdamWConfig, MuonConfig
 from genus.optim.ema import PlainEMAConfig, PowerEMAConfig
 from genus.optim.schedule import ScheduleConfig
+from genus.quality import Quality
 from genus.round_trip import RoundTrip
 from genus.run import Run, RunConfig, describe, errors_as_messages
 from genus.sampling import SampleGrid
@@ -52,6 +53,7 @@ from genus.strategies.making import open_world
 from genus.validation import Validation
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
+TOYS = "8-gaussians", "checkerboard", "two-moons"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +135,7 @@ PRESETS = {
         network=TarFlowConfig(patch=2, width=768, blocks=8, layers=8),
         objective=FlowLikelihoodConfig(noise=0.05, label_dropout=0.1, guidance=2.0),
     ),
-    "8-gaussians": vectors("8-gaussians", 512 * K, 256, layers=6, width=64),
-    "checkerboard": vectors("checkerboard", 512 * K, 256, layers=6, width=64),
-    "two-moons": vectors("two-moons", 512 * K, 256, layers=6, width=64),
+    **{url: vectors(url, 512 * K, 256, layers=6, width=64) for url in TOYS},
     "breast-cancer": vectors("breast-cancer", 64 * K, 64, layers=4, width=32),
     "power": vectors("data/power", 205 * M, 512, layers=10, width=256),
     "gas": vectors("data/gas", 205 * M, 512, layers=10, width=256),
@@ -187,13 +187,13 @@ def main() -> None:
             every, often = cfg.train.sample_every, cfg.train.validate_every
             trips = every if objective.traits.latent.startswith("exact") else 0
             shown: dict[str, Any] = {"classes": info.classes, "dims": info.dims}
-            evaluations = [
+            measures = [
                 SampleGrid(run, networks, objective, every=every, **shown),
                 RoundTrip(run, networks, objective, every=trips, data=cfg.data),
                 Validation(run, networks, objective, every=often, data=cfg.data, info=info),
+                Quality(run, networks, objective, cfg.train, cfg.ema, data=cfg.data, info=info),
             ]
-            parts = cfg.train, cfg.optim, cfg.ema, evaluations, cost
-            train(run, networks, objective, stream, *parts)
+            train(run, networks, objective, stream, cfg.train, cfg.optim, cfg.ema, measures, cost)
 
 
 if __name__ == "__main__":

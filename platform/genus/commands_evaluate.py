@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genus.answering import answered, copied, most_similar
 from genus.arguments import (
@@ -22,19 +22,17 @@ from genus.arguments import (
     reference_of,
     samples_of,
 )
-from genus.data import datasets
 from genus.data.batch import Batch
 from genus.data.datasets import tokenizer_of
-from genus.data.manifest import Manifest
 from genus.data.opening import read_info
 from genus.data.stream import DataConfig, iterate_once
 from genus.data.text import Tokenizer
 from genus.errors import ConfigError, DataError
 from genus.evaluate.answers import answer_figures, check_possible
-from genus.evaluate.features import efficientnet_lite0
 from genus.evaluate.kept import keep
-from genus.evaluate.measure import likelihood_figure, sample_quality
+from genus.evaluate.measure import likelihood_figure
 from genus.evaluate.passport import Figure, Passport
+from genus.evaluate.real_data import RealData
 from genus.evaluate.round_trip import round_trip_figures
 from genus.model import Model, in_double
 from genus.objectives.phase import (
@@ -56,7 +54,7 @@ def evaluate(arguments: Namespace) -> None:
     RUN/evaluations/."""
     model = model_of(arguments)
     data = reference_of(model, arguments.reference)
-    reference = Manifest.load(datasets.resolve(data.url))
+    real = RealData(data, device_of(arguments))
     if arguments.double and model.objective.traits.density != "exact":
         raise ConfigError(
             f"--double is for exact densities, and this model's is of the kind "
@@ -66,13 +64,12 @@ def evaluate(arguments: Namespace) -> None:
         "progress": model.samples,
         "ema": model.ema,
         "seeds": (arguments.seed,),
-        "reference": data.url,
-        "reference_fingerprint": reference.fingerprint(),
+        **real.known,
     }
     if isinstance(model.objective, CanTranslate):
         figures = _answers(model, data, arguments, known)
     else:
-        figures = _quality(model, data, reference, arguments, known)
+        figures = _quality(model, real, arguments, known)
     networks = model.networks
     if arguments.double:
         networks, known["precision"] = in_double(networks), "float64"
@@ -101,19 +98,21 @@ def evaluate(arguments: Namespace) -> None:
 
 
 def _quality(
-    model: Model,
-    data: DataConfig,
-    reference: Manifest,
-    arguments: Namespace,
-    known: Mapping[str, Any],
+    model: Model, real: RealData, arguments: Namespace, known: Mapping[str, Any]
 ) -> dict[str, Figure]:
-    count = arguments.n
-    if count is None:
-        count = SAMPLES if model.info.resolution else 0
-    if not count or not isinstance(model.objective, CanSample):
+    """Of images the distances to real ones, of data with known modes how many are covered."""
+    count, is_image = arguments.n, bool(model.info.resolution)
+    if count == 0 or not isinstance(model.objective, CanSample):
         return {}
-    if not model.info.resolution:
-        raise ConfigError("--n: features need images, and this run's data are none: leave it out")
+    if not is_image and not real.has_modes:
+        if count is None:
+            return {}
+        raise ConfigError(
+            "--n: features need images, and this run's data are none, nor have they known modes: "
+            "leave it out"
+        )
+    images = (count or SAMPLES) if is_image else 0
+    count = max(images, count or real.counter.samples) if real.has_modes else images
     options = options_of(arguments)
     plan = model.objective.plan(options)
     labels = labels_of(model, count, arguments.label)
@@ -124,16 +123,12 @@ def _quality(
         guidance=plan.guidance,
         labels=_how(labels, arguments.label),
     )
-    # Padding that all images share would shrink every distance: it is cut before the features.
-    border = (model.info.resolution - reference.height) // 2 if data.fit == "pad" else 0
-    return sample_quality(
-        samples_of(model, arguments, labels, count, options),
-        (batch["image"] for batch in iterate_once(data, 500)),
-        efficientnet_lite0(border=max(0, border), device=device_of(arguments)),
-        passport,
-        count=count,
-        cache=datasets.data_root() / "features",
-    )
+    drawn: Iterable[Tensor] = samples_of(model, arguments, labels, count, options)
+    if not real.has_modes:
+        return real.distances(drawn, passport, count, count)
+    drawn = [*drawn]
+    figures = real.modes(drawn, passport) | real.own_modes(count)
+    return figures | (real.distances(drawn, passport, images, images) if images else {})
 
 
 def _how(labels: list[int] | None, label: int | None) -> str | None:

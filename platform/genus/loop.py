@@ -25,7 +25,7 @@ from genus.meter import Meter
 from genus.objectives.phase import Objective, Phase
 from genus.optim.build import AdamWConfig, MuonConfig, set_learning_rates
 from genus.optim.ema import EMA, PlainEMAConfig, PowerEMAConfig
-from genus.optim.schedule import factor
+from genus.optim.schedule import decayed, factor
 from genus.parallel import Precision
 from genus.run import Run
 from genus.state import State, Stateful, scalar
@@ -65,6 +65,11 @@ class TrainConfig:
     """Sample grid in the run folder."""
     validate_every: int = 0
     """Likelihood of held-out data, of families that have one."""
+    evaluate_every: int = 0
+    """FD and KID of samples; of data with known modes how many of them are covered. Its cost is in
+    the log."""
+    evaluate_samples: int = 0
+    """Samples of each such evaluation (0: as many as ``genus evaluate`` draws)."""
     checkpoint_every: int = 100_000
     """Checkpoint; one more is written at the end and on SIGTERM or SIGUSR1."""
     keep_last: int = 2
@@ -146,9 +151,8 @@ def train(
     while progress.samples < config.samples:
         with meter.waiting():
             batch = next(batches)
-        set_learning_rates(
-            mine.optimizers, factor(optim.schedule, progress.samples, config.samples)
-        )
+        when = optim.schedule, progress.samples, config.samples
+        set_learning_rates(mine.optimizers, factor(*when), decayed(*when))
         for phase in objective.phases:
             if progress.step % phase.every == 0:
                 watch.saw(_update(run, mine, phase, batch, config, meter), batch)

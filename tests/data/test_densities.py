@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.datasets import make_moons
 
-from genus.data.densities import NAMES, draw, log_density
+from genus.data.densities import NAMES, draw, log_density, modes
 from genus.errors import DataError
 
 EDGE, STEP = 6.0, 0.04
@@ -69,6 +69,32 @@ def test_closed_forms() -> None:
     assert at_mean == pytest.approx(alone + math.log1p(neighbours), abs=1e-9)
 
 
+@pytest.mark.parametrize(("name", "count"), [("8-gaussians", 8), ("25-gaussians", 25)])
+def test_modes_are_the_centres_and_spread_of_the_samples(name: str, count: int) -> None:
+    """Samples scatter about the nearest centre as the spread says, as many about each."""
+    known = modes(name)
+    assert known is not None
+    assert known.centres.shape == (count, 2)
+    drawn = draw(name, 100_000, 5).astype(np.float64)
+    away = drawn[:, None] - known.centres
+    nearest = (away**2).sum(2).argmin(1)
+    own = away[np.arange(len(drawn)), nearest]
+    assert (own / known.spread).std() == pytest.approx(1, abs=0.02)
+    within = ((own**2).sum(1) <= (3 * known.spread) ** 2).mean()
+    assert within == pytest.approx(1 - math.exp(-4.5), abs=5 * math.sqrt(0.011 / 100_000))
+    counts = np.bincount(nearest, minlength=count)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_which_densities_have_modes() -> None:
+    assert [name for name in NAMES if modes(name) is not None] == ["8-gaussians", "25-gaussians"]
+    grid = modes("25-gaussians")
+    assert grid is not None
+    assert grid.spread == 0.05
+    expected = {(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)}
+    assert {(x, y) for x, y in grid.centres.tolist()} == expected
+
+
 def test_two_moons_are_those_of_scikit_learn() -> None:
     """Their samples and ours are of one distribution: two-sample tests on both axes."""
     theirs = make_moons(20_000, noise=0.1, random_state=0)[0] * 2 + np.array([-1, -0.2])
@@ -80,6 +106,7 @@ def test_two_moons_are_those_of_scikit_learn() -> None:
 
 FIRST = {
     "8-gaussians": [1.7497671, 1.8411664],
+    "25-gaussians": [-4.0276656, -0.0397537],
     "checkerboard": [1.1125216, 1.0999686],
     "two-moons": [-2.9049780, -0.1943617],
 }
@@ -95,7 +122,8 @@ def test_draws_depend_on_their_arguments_alone() -> None:
 
 
 def test_unknown_names_and_shapes() -> None:
-    with pytest.raises(DataError, match="8-gaussians, checkerboard, two-moons"):
-        draw("spiral", 3, 0)
+    for function in (lambda name: draw(name, 3, 0), modes):
+        with pytest.raises(DataError, match="8-gaussians, 25-gaussians, checkerboard, two-moons"):
+            function("spiral")
     with pytest.raises(DataError, match=r"\(N, 2\)"):
         log_density("two-moons", np.zeros((3, 3)))

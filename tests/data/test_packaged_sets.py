@@ -14,6 +14,7 @@ import pytest
 from genus.data import datasets
 from genus.data.built_in import Drawn, PackagedTable
 from genus.data.densities import draw
+from genus.data.index import index_folder
 from genus.data.manifest import Manifest
 from genus.data.store import Folder
 from genus.data.stream import DataConfig, iterate_once
@@ -139,7 +140,7 @@ def test_without_any_source_the_error_says_what_to_do(
 
 def test_drawn_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENUS_DATA", str(tmp_path))
-    for name in ("8-gaussians", "checkerboard", "two-moons"):
+    for name in ("8-gaussians", "25-gaussians", "checkerboard", "two-moons"):
         assert datasets.BUILT_IN[name] == Drawn({"train": 100_000, "test": 20_000})
     monkeypatch.setitem(datasets.BUILT_IN, "two-moons", Drawn({"train": 300, "test": 200}))
     with pytest.raises(DataError, match="drawn, not fetched"):
@@ -147,6 +148,12 @@ def test_drawn_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for url, seed, count in (("two-moons", 0, 300), ("two-moons/test", 1, 200)):
         (batch,) = iterate_once(DataConfig(url=url), 1000)
         assert np.array_equal(batch["vector"].numpy(), draw("two-moons", count, seed))
+    assert Manifest.load(datasets.resolve("two-moons")).modes == ""
+    monkeypatch.setitem(datasets.BUILT_IN, "25-gaussians", Drawn({"train": 30, "test": 20}))
+    store = datasets.resolve("25-gaussians/test")
+    assert Manifest.load(store).modes == "25-gaussians"
+    index_folder(store.url)  # made again, it still says so
+    assert Manifest.load(store).modes == "25-gaussians"
 
 
 def test_breast_cancer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

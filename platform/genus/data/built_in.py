@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genus.data import origins
-from genus.data.densities import draw
+from genus.data.densities import draw, modes
 from genus.data.order import permutation
 from genus.data.pack import from_arrays, pack, pack_source
 from genus.data.pack_vectors import pack_vectors
@@ -72,6 +72,10 @@ class IdxFiles:
             pack(folder / images, target, classes=self.classes, name=name)
 
 
+Rows = tuple[NDArray[np.float64], NDArray[np.int64]]
+"""(N, D) numbers and (N,) classes"""
+
+
 @dataclass(frozen=True)
 class PackagedTable:
     """Labelled rows in a .csv file that lies in a Python package: D numbers, then the class."""
@@ -98,6 +102,12 @@ class PackagedTable:
         return ("train", "test")
 
     def make(self, name: str, out: Mapping[str, Path], scratch: Path, source: Path | None) -> None:
+        parts = self.read(name, scratch, source)
+        for split, target in out.items():
+            self._pack(*parts[split], target, name)
+
+    def read(self, name: str, scratch: Path, source: Path | None) -> dict[str, Rows]:
+        """The rows and class numbers of each split; what ``make`` says of its arguments holds."""
         sources: dict[str, Callable[[], Path]] = {
             f"the installed package {self.package}": lambda: origins.from_installed(
                 self.package, self.folder
@@ -112,9 +122,10 @@ class PackagedTable:
         table = np.loadtxt(text, delimiter=",", skiprows=self.header)
         rows, labels = table[:, :-1], table[:, -1].astype(np.int64)
         chosen = self._chosen(name, labels)
-        for split, target in out.items():
-            where = chosen if split == "test" else ~chosen
-            self._pack(rows[where], labels[where], target, name)
+        return {
+            "train": (rows[~chosen], labels[~chosen]),
+            "test": (rows[chosen], labels[chosen]),
+        }
 
     def _chosen(self, name: str, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(N,) which rows are the test split."""
@@ -153,4 +164,5 @@ class Drawn:
             raise DataError(f"{name} is drawn, not fetched: leave --source {source} away")
         seeds = {split: seed for seed, split in enumerate(self.sizes)}
         for split, target in out.items():
-            pack_vectors(draw(name, self.sizes[split], seeds[split]), target, name=name)
+            points = draw(name, self.sizes[split], seeds[split])
+            pack_vectors(points, target, name=name, modes=name if modes(name) else "")

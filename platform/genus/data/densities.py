@@ -1,10 +1,14 @@
-"""Three 2-D densities that flows are shown on, with exact samplers and their true log densities.
+"""2-D densities that flows and GANs are shown on: exact samplers, true log densities, modes.
 
-Shapes and scales are those of FFJORD's toy data (Grathwohl et al. 2019), by which most papers draw
-them. All fill about [-4, 4]^2; figures of other definitions are not comparable.
+All fill about [-4, 4]^2; figures of other definitions are not comparable. ``25-gaussians`` is the
+grid by which GANs are tested for lost modes (Srivastava et al. 2017, VEEGAN; Lin et al. 2018,
+PacGAN). The others have the shapes and scales of FFJORD's toy data (Grathwohl et al. 2019), by
+which most papers draw them.
 
 ``8-gaussians``    equal parts of 8 round Gaussians, standard deviation 0.5 / sqrt(2), whose means
                    lie every 45 degrees on a circle of radius 4 / sqrt(2), from angle 0 on.
+``25-gaussians``   equal parts of 25 round Gaussians, standard deviation 0.05, whose means are the
+                   grid {-4, -2, 0, 2, 4}^2.
 ``checkerboard``   uniform on 8 of the 4 x 4 squares of side 2 that tile [-4, 4)^2: on those whose
                    column and row, counted from -4, are both even or both odd.
 ``two-moons``      scikit-learn's ``make_moons``, times 2 and moved by (-1, -0.2): equal parts of
@@ -17,6 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,10 +35,21 @@ Points = NDArray[np.float64]
 """(N, 2)"""
 
 RADIUS, SPREAD = 4 / math.sqrt(2), 0.5 / math.sqrt(2)
+GRID, GRID_SPREAD = np.arange(-4.0, 5.0, 2.0), 0.05
 SQUARE = 2.0
 SCALE, SHIFT, NOISE = 2.0, np.array([-1.0, -0.2]), 0.1
 NODES = 128
 """Of the quadrature along a moon: log densities in [-6, 6]^2 are off by 1e-11 at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Equal parts of round Gaussians."""
+
+    centres: Points
+    """(K, 2)"""
+    spread: float
+    """Standard deviation of each."""
 
 
 def draw(name: str, count: int, seed: int) -> NDArray[np.float32]:
@@ -49,13 +66,20 @@ def log_density(name: str, x: NDArray[Any]) -> NDArray[np.float64]:
     """Natural-log density (N,) at the points ``x`` (N, 2); -inf where there is none.
 
     The mean of -log_density over samples estimates the entropy, which no model's test NLL can beat.
-    ``8-gaussians`` and ``checkerboard`` are in closed form, ``two-moons`` is by Gauss-Legendre
-    quadrature. DataError for other names.
+    ``two-moons`` is by Gauss-Legendre quadrature, the others are in closed form. DataError for
+    other names.
     """
     points = np.asarray(x, np.float64)
     if points.ndim != 2 or points.shape[1] != 2:
         raise DataError(f"expected points (N, 2), found an array {points.shape}")
     return _density(name)[1](points)
+
+
+def modes(name: str) -> Modes | None:
+    """The modes of the density ``name``; None where it has no separate ones. DataError for other
+    names."""
+    _density(name)
+    return _MODES.get(name)
 
 
 class _Numbers:
@@ -81,14 +105,15 @@ class _Numbers:
         return points
 
 
-def _draw_gaussians(numbers: _Numbers) -> Points:
-    means = RADIUS * _on_circle(np.arange(8) * np.pi / 4)
-    return means[numbers.choice(8)] + SPREAD * numbers.normal()
+def _draw_mixture(mixture: Modes, numbers: _Numbers) -> Points:
+    chosen = mixture.centres[numbers.choice(len(mixture.centres))]
+    points: Points = chosen + mixture.spread * numbers.normal()
+    return points
 
 
-def _log_gaussians(x: Points) -> NDArray[np.float64]:
-    means = RADIUS * _on_circle(np.arange(8) * np.pi / 4)
-    return _log_mixture(x, means, SPREAD, np.full(8, 1 / 8))
+def _log_equal_parts(mixture: Modes, x: Points) -> NDArray[np.float64]:
+    parts = len(mixture.centres)
+    return _log_mixture(x, mixture.centres, mixture.spread, np.full(parts, 1 / parts))
 
 
 def _draw_checkerboard(numbers: _Numbers) -> Points:
@@ -140,9 +165,16 @@ def _on_circle(angle: NDArray[np.float64]) -> Points:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
+_MODES = {
+    "8-gaussians": Modes(RADIUS * _on_circle(np.arange(8) * np.pi / 4), SPREAD),
+    "25-gaussians": Modes(np.stack(np.meshgrid(GRID, GRID), axis=-1).reshape(-1, 2), GRID_SPREAD),
+}
 _Density = tuple[Callable[[_Numbers], Points], Callable[[Points], NDArray[np.float64]]]
 _DENSITIES: dict[str, _Density] = {
-    "8-gaussians": (_draw_gaussians, _log_gaussians),
+    name: (partial(_draw_mixture, mixture), partial(_log_equal_parts, mixture))
+    for name, mixture in _MODES.items()
+}
+_DENSITIES |= {
     "checkerboard": (_draw_checkerboard, _log_checkerboard),
     "two-moons": (_draw_moons, _log_moons),
 }

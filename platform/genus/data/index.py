@@ -45,12 +45,14 @@ def index_folder(
     *,
     name: str = "",
     classes: Sequence[str] = (),
+    modes: str = "",
     progress: Callable[[str], object] = lambda shard: None,
 ) -> Manifest:
     """Write the index of every ``*.tar`` in a folder or bucket, then its manifest.
 
     ``classes`` names the classes (default: those of the manifest that is there, else their
-    numbers); ``progress`` is told of each shard that is done. DataError for tars that can't be read
+    numbers), and ``modes`` says how modes are told apart (default: as the manifest that is there
+    does); ``progress`` is told of each shard that is done. DataError for tars that can't be read
     or hold no samples.
     """
     store = open_store(str(url))
@@ -81,7 +83,8 @@ def index_folder(
             pass
     classes = classes or (before.classes if before else ())
     manifest = _summary(name or store.url.rpartition("/")[2], shards, indexes, classes)
-    manifest = replace(manifest, dims=_one_length(store, paths, lengths))
+    modes = modes or (before.modes if before else "")
+    manifest = replace(manifest, dims=_one_length(store, paths, lengths), modes=modes)
     manifest = with_sequences(manifest, sequences, before)
     manifest.save(store)
     return manifest

@@ -75,6 +75,8 @@ class Manifest:
     """Numbers of a frame; 0 without frames."""
     sound_rate: int = 0
     """Of the sounds that the frames were made from, in Hz; 0: not known."""
+    modes: str = ""
+    """By what the modes of samples are told apart (genus.evaluate.modes); empty: none are known."""
 
     def fingerprint(self) -> str:
         """A hash of all content and its order; the same wherever the folder lies."""
@@ -85,7 +87,7 @@ class Manifest:
         """Write manifest.json, atomically."""
         body = asdict(self)
         shards = body.pop("shards")
-        unused = {"dims"} if not self.dims else set()
+        unused = {name for name in ("dims", "modes") if not getattr(self, name)}
         if not self.lengths:
             unused |= {*_PAIR_FIELDS}
         if not self.tokens:
@@ -114,7 +116,7 @@ class Manifest:
                 total=body["total"],
                 **{
                     name: body[name]
-                    for name in (*_TOKEN_FIELDS, "dims", *_PAIR_FIELDS)
+                    for name in (*_TOKEN_FIELDS, "dims", *_PAIR_FIELDS, "modes")
                     if name in body
                 },
             )

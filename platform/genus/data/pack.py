@@ -31,6 +31,8 @@ class Source:
     """(N,) class numbers."""
     classes: tuple[str, ...] = ()
     """Names of the classes, where they have names."""
+    modes: str = ""
+    """By what modes are told apart, where they can be (genus.evaluate.modes)."""
 
 
 def pack(
@@ -67,7 +69,9 @@ def pack_source(
         raise DataError(f"shards of {shard_size} samples: take 1 or more")
     with new_folder(out) as temporary:
         write_shards(data, temporary, shard_size, shuffle_seed)
-        manifest = index_folder(temporary, name=name or out.name, classes=data.classes)
+        manifest = index_folder(
+            temporary, name=name or out.name, classes=data.classes, modes=data.modes
+        )
     print(f"packed {manifest.total:,} samples in {len(manifest.shards)} shards: {out}")
     return manifest
 

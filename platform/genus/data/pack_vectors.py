@@ -27,6 +27,7 @@ def pack_vectors(
     *,
     labels: NDArray[np.generic] | None = None,
     classes: Sequence[str] = (),
+    modes: str = "",
     shard_size: int = SHARD_SIZE,
     name: str = "",
     place: str = "the array",
@@ -34,8 +35,9 @@ def pack_vectors(
     """Pack the rows of ``vectors`` (N, D), in their order, into the new folder ``out``.
 
     They are stored as float32; a row's number is its key. ``labels`` (N,) are class numbers, which
-    ``classes`` names. ``out`` appears whole or not at all, and is never overwritten: DataError, as
-    for rows with numbers that are not finite in float32. ``place`` names the array in messages.
+    ``classes`` names; ``modes`` names their density where that has modes. ``out`` appears whole or
+    not at all, and is never overwritten: DataError, as for rows with numbers that are not finite in
+    float32. ``place`` names the array in messages.
     """
     rows = _checked(np.asarray(vectors), place)
     source = Source(
@@ -43,6 +45,7 @@ def pack_vectors(
         members=lambda number: {EXTENSION: to_bytes(rows[number])},
         labels=checked_labels(labels, len(rows), place),
         classes=tuple(classes),
+        modes=modes,
     )
     return pack_source(source, Path(out), shard_size=shard_size, shuffle_seed=None, name=name)
 

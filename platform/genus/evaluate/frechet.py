@@ -2,7 +2,8 @@
 
 The formulas are those of Heusel et al. 2017 (FID) and Bińkowski et al. 2018 (KID), computed in
 float64 by torchmetrics, the field's reference implementation, which sees our features through an
-identity in the place of its Inception network.
+identity in the place of its Inception network. The features of a call are all there are: one rank
+of a run may measure while the others wait, so nothing is exchanged (sync_on_compute=False).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     _check(real, fake, at_least=2, what="the Fréchet distance")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]))
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), sync_on_compute=False)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     return float(metric.compute())
@@ -54,7 +55,10 @@ def kernel_distance(
         from torchmetrics.image.kid import KernelInceptionDistance
 
         metric = KernelInceptionDistance(
-            feature=_Identity(real.shape[1]), subsets=subsets, subset_size=subset_size
+            feature=_Identity(real.shape[1]),
+            subsets=subsets,
+            subset_size=subset_size,
+            sync_on_compute=False,
         )
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)

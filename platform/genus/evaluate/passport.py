@@ -60,6 +60,8 @@ class Passport:
     """Crop, resize and normalisation before the feature network."""
     image_format: str | None = None
     """Type and shape of the images as compared."""
+    modes: str | None = None
+    """What the modes are, and which samples count as one's."""
     likelihood: str | None = None
     """"exact", "lower bound" (of the log density) or "estimate"."""
     dequantisation: str | None = None
