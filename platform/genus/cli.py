@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from genus.cli_arguments import add_class, add_run, add_truncation, positive
 from genus.cli_checkpoint import add_checkpoint_commands
 from genus.cli_data import add_data_commands
+from genus.cli_latent import add_latent_commands
 from genus.cli_launch import add_launch_commands
 from genus.cli_plan import add_plan_command
 from genus.errors import GenusError
@@ -40,23 +42,23 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(data.add_subparsers(required=True, metavar="COMMAND"))
 
     sample = commands.add_parser("sample", help="draw samples from a run")
-    _run_arguments(sample)
+    add_run(sample)
     _drawing_arguments(sample)
-    sample.add_argument("--n", type=_positive, help="number of samples (default: 64; text: 1)")
+    sample.add_argument("--n", type=positive, help="number of samples (default: 64; text: 1)")
     sample.add_argument(
         "--out",
         type=Path,
         help=".png grid (vectors: plot) or .npz (default: samples.png); text: default: shown",
     )
     sample.add_argument("--prompt", help="text to go on from")
-    sample.add_argument("--length", type=_positive, help="tokens (default: what fills a window)")
+    sample.add_argument("--length", type=positive, help="tokens (default: what fills a window)")
     sample.add_argument(
         "--columns", type=int, default=0, help="grid columns (0: one a class, or 8)"
     )
     sample.set_defaults(run=_sample)
 
     evaluate = commands.add_parser("evaluate", help="measure a run's samples and likelihood")
-    _run_arguments(evaluate)
+    add_run(evaluate)
     _drawing_arguments(evaluate)
     _search_arguments(evaluate)
     evaluate.add_argument(
@@ -84,40 +86,26 @@ def _parser() -> argparse.ArgumentParser:
     translate = commands.add_parser(
         "translate", help="a run's answers to sources: translations, captions, transcripts"
     )
-    _run_arguments(translate)
+    add_run(translate)
     _search_arguments(translate)
     translate.add_argument(
         "--source", help="a text, or the file of an image or sound (default: those of the test set)"
     )
-    translate.add_argument("--n", type=_positive, default=10, help="how many of the test set")
+    translate.add_argument("--n", type=positive, default=10, help="how many of the test set")
     translate.add_argument("--reference", help="test set (default: the test split of the run's)")
     translate.add_argument("--out", type=Path, help="text file (default: shown)")
     translate.set_defaults(run=_translate)
 
-    interpolate = commands.add_parser(
-        "interpolate", help="walk between the latent codes of pairs of test images"
-    )
-    _run_arguments(interpolate)
-    interpolate.add_argument("--pairs", type=_positive, default=8, help="rows of the picture")
-    interpolate.add_argument(
-        "--steps", type=_positive, default=9, help="images in a row, its ends included"
-    )
-    interpolate.add_argument("--out", type=Path, default=Path("interpolation.png"), help=".png")
-    interpolate.add_argument(
-        "--linear", action="store_true", help="straight on, not along the great circle"
-    )
-    interpolate.add_argument("--reference", help="data set of the images (default: its test split)")
-    _class_argument(interpolate)
-    interpolate.set_defaults(run=_interpolate)
+    add_latent_commands(commands)
 
     anomaly = commands.add_parser(
         "anomaly", help="tell outliers from the run's test images by their likelihood"
     )
-    _run_arguments(anomaly)
+    add_run(anomaly)
     anomaly.add_argument(
         "--outliers", nargs="+", required=True, metavar="URL", help="data sets of other images"
     )
-    anomaly.add_argument("--n", type=_positive, default=1000, help="images of each set")
+    anomaly.add_argument("--n", type=positive, default=1000, help="images of each set")
     anomaly.add_argument("--reference", help="data set of inliers (default: the run's test split)")
     anomaly.set_defaults(run=_anomaly)
 
@@ -140,23 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return value
-
-
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--ema", help="average: its label, any width, or none (default: the first)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")
-    parser.add_argument("--batch", type=_positive, default=100, help="samples at once")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-
-
 def _drawing_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=_positive, help="sampler steps")
+    parser.add_argument("--steps", type=positive, help="sampler steps")
     parser.add_argument("--guide", type=Path, metavar="RUN", help="autoguidance by a weaker run")
     parser.add_argument("--guide-ema", help="the guide's average (default: its config's first)")
     parser.add_argument("--method", help="sampler (as in sampling.method)")
@@ -164,21 +137,16 @@ def _drawing_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=float, metavar="T", help="of families with a base or levels or tokens"
     )
+    add_truncation(parser)
     parser.add_argument("--top-k", type=int, help="tokens: of the k most probable")
     parser.add_argument("--top-p", type=float, help="tokens: of the nucleus of probability p")
     parser.add_argument("--min-p", type=float, help="tokens: p times as probable as the best")
-    _class_argument(parser)
+    add_class(parser)
 
 
 def _search_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--beams", type=_positive, help="answers: hypotheses of beam search")
+    parser.add_argument("--beams", type=positive, help="answers: hypotheses of beam search")
     parser.add_argument("--length-penalty", type=float, help="answers: exponent of beam search's")
-
-
-def _class_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--class", dest="label", type=int, help="one class only (default: all in turn)"
-    )
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -197,12 +165,6 @@ def _translate(arguments: argparse.Namespace) -> None:
     from genus.commands_translate import translate
 
     translate(arguments)
-
-
-def _interpolate(arguments: argparse.Namespace) -> None:
-    from genus.commands_interpolate import interpolate
-
-    interpolate(arguments)
 
 
 def _anomaly(arguments: argparse.Namespace) -> None:

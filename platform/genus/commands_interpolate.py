@@ -1,4 +1,4 @@
-"""``genus interpolate``: pictures of the way between two test images in a model's latent space."""
+"""``genus interpolate``: pictures of the way between two codes in a model's latent space."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genus.arguments import check_class, check_images, device_of, model_of, reference_of
+from genus.commands_walk import PAIRS, walk
 from genus.data.batch import Batch
 from genus.data.pixels import to_levels
 from genus.data.stream import DataConfig
@@ -17,21 +18,31 @@ from genus.evaluate.grid import save_grid
 from genus.evaluate.subset import rebatch, shuffled
 from genus.evaluate.walk import great_circle, straight
 from genus.model import Model
-from genus.objectives.phase import CanEncode
+from genus.objectives.phase import CanEncode, CanWalk
 
 
 @torch.no_grad()
 def interpolate(arguments: Namespace) -> None:
-    """A picture whose rows walk from the code of one test image to another's of the same class."""
+    """A picture whose rows walk from one code to another: of test images of the same class, or, of
+    generators, of codes that are drawn."""
     model = model_of(arguments)
+    if arguments.steps < 2:
+        raise ConfigError(f"--steps {arguments.steps}: a way has 2 ends at least")
+    if isinstance(model.objective, CanWalk):
+        return walk(model, arguments)
     if not isinstance(model.objective, CanEncode):
         raise ConfigError(
             f"{model.folder} was trained without latent codes: interpolation needs a family that "
-            "encodes and decodes, such as normalizing flows (recipes/flow.py)"
+            "encodes and decodes, such as normalizing flows (recipes/flow.py), or a generator "
+            "(recipes/gan.py)"
         )
     check_images(model, "interpolate")
-    if arguments.steps < 2:
-        raise ConfigError(f"--steps {arguments.steps}: a way has 2 ends at least")
+    for name in ("space", "to_class", "codes", "truncation"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for GANs: here the ends are test images' codes"
+            )
+    arguments.pairs = arguments.pairs or PAIRS
     batch = _pairs(model, reference_of(model, arguments.reference), arguments)
     codes = model.objective.encode(model.networks, batch)
     way = straight if arguments.linear else great_circle

@@ -13,12 +13,12 @@ from genus.arguments import device_of, model_of, options_of, reference_of
 from genus.atomic import replacing
 from genus.data.batch import Batch
 from genus.data.datasets import tokenizer_of
-from genus.data.decode import IMAGES, decode_image
 from genus.data.log_mel import log_mel, read_wav
 from genus.data.stream import iterate_once
 from genus.data.text import Tokenizer
 from genus.draws import Draws
 from genus.errors import ConfigError, DataError
+from genus.image_files import read_image
 from genus.model import Model
 from genus.objectives.phase import CanTranslate
 from genus.translations import told
@@ -101,12 +101,5 @@ def own_source(model: Model, source: str, tokenizer: Tokenizer) -> dict[str, tor
                 f"{info.source_length}"
             )
         return {"frames": frames, "frames_length": torch.tensor([frames.shape[1]])}
-    if path.suffix.removeprefix(".").lower() not in IMAGES:
-        raise DataError(f"--source: {source} is no image ({', '.join(IMAGES)})")
-    size = (info.resolution, info.resolution)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"--source: can't read {source} ({error.strerror})") from None
-    pixels = decode_image(content, info.channels, size, model.config.data.fit)
-    return {"image": torch.from_numpy(pixels.copy())[None]}
+    image = read_image(path, info, model.config.data.fit, "--source")
+    return {"image": image[None]}
