@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +33,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from passport import passport
 from torch.profiler import ProfilerActivity, profile
 
 from genus.meter import Meter
@@ -158,23 +157,6 @@ def row_of(recipe: Path, words: list[str], quick: bool) -> dict[str, Any]:
     }
 
 
-def passport() -> dict[str, Any]:
-    """How the figures were measured."""
-    asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "command": "python benchmarks/plan.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "commit": commit,
-    }
-
-
 def in_a_process(recipe: Path, words: list[str], quick: bool) -> dict[str, Any]:
     """``row_of`` in a process that has done nothing before: the allocator's account begins at 0."""
     asked = [sys.executable, __file__, "--row", str(recipe), *words]
@@ -219,7 +201,7 @@ def main() -> None:
                 flush=True,
             )
     if arguments.out:
-        body = {"passport": passport(), "rows": rows}
+        body = {"passport": passport("python benchmarks/plan.py"), "rows": rows}
         arguments.out.write_text(json.dumps(body, indent=1) + "\n")
 
 

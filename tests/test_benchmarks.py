@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genus.loop import TrainConfig
 from launching import ROOT, run
 
 SCRIPTS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if "--quick" in p.read_text())
@@ -22,7 +23,7 @@ SCRIPTS = sorted(p for p in (ROOT / "benchmarks").glob("*.py") if "--quick" in p
 
 def test_the_benchmarks_are_there() -> None:
     speed = {"loop_overhead", "train_step", "stream", "glow", "tarflow_inverse", "transformer"}
-    expected = speed | {"shuffle_quality", "flow_densities"}
+    expected = speed | {"shuffle_quality", "flow_densities", "gan", "modulated_convolution"}
     assert expected <= {path.stem for path in SCRIPTS}
 
 
@@ -122,3 +123,51 @@ def test_the_clock_counts_whole_passes_only() -> None:
         clock(lambda: batches(200, torch.zeros_like(NOISE)), task(200))
     with pytest.raises(AssertionError, match="float32"):
         clock(lambda: batches(200, NOISE.float()), task(200))
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_gans_kinds_of_steps_are_weighed_as_they_occur() -> None:
+    gan, gan_peer = (importlib.import_module(name) for name in ("gan", "gan_peer"))
+    for shares, penalty, path in zip(gan.CADENCES.values(), (4, 16), (32, 4), strict=True):
+        # what a step adds to a plain one, as often as it is due
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares["penalty"] + shares["penalty and path"] == pytest.approx(1 / penalty)
+        assert shares["penalty and path"] == pytest.approx(1 / path)
+    names = {phase for phases in gan.PHASES.values() for phase in phases}
+    networks = gan.sizes(1, 1)[0].build()
+    objective = gan.OBJECTIVE.build(networks, (3, 64, 64), 0)
+    every = {phase.name: phase.every for phase in objective.phases}
+    assert every.keys() == names
+    assert (every["penalty"], every["path_length"]) == (4, 32)
+    for kind, step in gan_peer.STEPS.items():  # due in the peer's train() by these numbers
+        assert (step % 4 == 0, step % 32 == 0) == ("penalty" in kind, "path" in kind)
+        assert step > 25_000
+        assert step % 10
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_gans_widths_are_those_of_its_networks() -> None:
+    gan = importlib.import_module("gan")
+    for size in gan.sizes(2, 1):
+        networks = size.build()
+        widths = [block.conv1.weight.shape[0] for block in networks["synthesis"].blocks]
+        assert size.widths["synthesis"][0] == widths
+        judge = [block.conv0.weight.shape[0] for block in networks["discriminator"].blocks]
+        last = networks["discriminator"].conv.weight.shape[0]
+        assert size.widths["discriminator"][0] == [last, *judge[::-1]]
+        assert size.widths["discriminator"][0] == size.widths["discriminator"][1]
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_gans_cycle_has_each_phase_as_often_as_it_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gan, training = (importlib.import_module(name) for name in ("gan", "gan_training"))
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setattr(training.Training, "step", lambda self, due: seen.append(due))
+    networks = gan.sizes(1, 1)[0].build()
+    train = TrainConfig(batch=4, strategy="ddp")
+    training.Training(networks, gan.OBJECTIVE, train, (3, 64, 64)).cycle()
+    due = [name for names in seen for name in names]
+    counted = {name: due.count(name) for name in sorted(set(due))}
+    assert counted == {"discriminator": 32, "generator": 32, "path_length": 1, "penalty": 8}

@@ -22,6 +22,13 @@ def gpt2(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("gpt2")
 
 
+@pytest.fixture
+def stylegan2(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module benchmarks/gpu/stylegan2.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "gpu"))
+    return importlib.import_module("stylegan2")
+
+
 def told(gpt2: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["gpt2.py", *words])
     gpt2.main()
@@ -72,3 +79,59 @@ def test_documents_have_the_mean_length_and_numbers_that_rise(gpt2: Any) -> None
     assert set(steps.unique().tolist()) == {0, 1}
     lengths = torch.cat([row.bincount()[:-1] for row in document])  # the last one is cut
     assert (int(lengths.min()), int(lengths.max())) == (128, 384)
+
+
+def test_a_tiny_gan_gives_rows_of_the_agreed_form(
+    stylegan2: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # two precisions in one process, with second derivatives and without
+    words = ["--tiny", "--json", "--only", "bf16-ada", "--only", "single", "--only", "fp32"]
+    told(stylegan2, monkeypatch, *words)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        assert {"row", "ours", "peer", "peer_name", "ratio", "goal", "unit", "device"} <= set(row)
+        assert row["ratio"] == pytest.approx(7 / row["ours"], rel=0.05)
+        phases = {"discriminator", "penalty", "generator"}
+        with_path = "no path lengths" not in row["row"]
+        assert set(row["phases_ms"]) == phases | ({"path_length"} if with_path else set())
+        assert row["micro"] == row["batch"] == 16
+
+
+def test_without_a_gpu_a_gans_benchmark_says_so(
+    stylegan2: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        told(stylegan2, monkeypatch)
+    assert ended.value.code == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_gans_cases_are_runs_that_would_not_be_refused(stylegan2: Any) -> None:
+    preset = stylegan2.import_recipe(ROOT / "recipes" / "gan.py").PRESETS["stylegan2-ffhq256"]
+    for name, case in stylegan2.CASES.items():
+        cfg = case.changed(preset)  # the config's own check would raise
+        assert cfg.train.batch == 64
+        assert cfg.train.compile == (name == "compiled")
+        assert (cfg.objective.augment.kind == "ada") == name.endswith("ada")
+        assert (cfg.objective.path_length == 0) == (name in ("single", "compiled"))
+
+
+def test_a_micro_batch_that_has_no_room_is_halved(
+    stylegan2: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crowded:
+        micro, tried = 0, ()
+
+        def cycle(self) -> None:
+            self.tried = (*self.tried, self.micro)
+            if self.micro > 16:
+                raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    training = Crowded()
+    stylegan2.warmed_up(training, 64, group=8)
+    assert training.tried == (64, 32, 16)
+    with pytest.raises(SystemExit, match="no room"):
+        stylegan2.warmed_up(Crowded(), 64, group=32)
