@@ -111,7 +111,8 @@ PRESETS = {
         objective=stylegan2(0.1, path=0.0),
     ),
     "mixture-25": run_of(
-        2_560 * K, 256, 50 * K, data=DataConfig(url="25-gaussians"), lr=1e-3,
+        5_120 * K, 256, 50 * K, data=DataConfig(url="25-gaussians"),
+        optim=AdamWConfig(lr=1e-3, betas=(0.0, 0.99), schedule=ScheduleConfig(kind="cosine")),
         network=MLPGANConfig(latent=2, width=128, depth=3),
         objective=AdversarialConfig(game="relativistic", r1=0.1, r2=0.1),
     ),

@@ -39,7 +39,7 @@ def plan(recipe: Path, words: list[str], arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(made.to_json(), indent=1))
         return
-    line = search.line(job) if job.share > 1 else None
+    line = search.line(job) if job.share >= 2 * job.together else None
     for text in lines(made, line, arguments.price):
         print(text)
     if not made.fits:

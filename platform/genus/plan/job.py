@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from genus.data.manifest import DataInfo
@@ -44,6 +46,13 @@ class Job:
         """Samples of one forward and backward on one rank."""
         said = int(self.config.train.micro)
         return min(said, self.share) if said else self.share
+
+    @cached_property
+    def together(self) -> int:
+        """Rows that the objective looks at together: a micro-batch is a multiple of them."""
+        with torch.device("meta"):
+            _, objective = self.build(self.config, self.info)
+        return int(getattr(objective, "group", 1))
 
 
 @dataclass(frozen=True)

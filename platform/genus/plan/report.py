@@ -27,7 +27,7 @@ def lines(plan: Plan, line: Line | None = None, price: float = 0.0) -> Iterator[
     yield f"  averages      {size(m.averages)}"
     yield f"  gradients     {size(m.gradients)}"
     yield f"  exchange      {size(m.buffers)}"
-    growth = f"; {size(line.a_row)} a sample, by 1 and 2 of them" if line else ""
+    growth = f"; {size(line.a_row)} a sample, by small batches" if line else ""
     yield f"  activations   {size(m.activations)}{growth}"
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     yield f"  peak          {size(m.peak)} of {size(plan.usable)} for tensors: {verdict}"

@@ -45,23 +45,25 @@ class Search:
         return memory_of(traced, job.choice, job.processes).peak
 
     def line(self, job: Job) -> Line:
-        """From micro-batches of 1 and 2 rows."""
-        one, two = (self.traced(job, rows).activations for rows in (1, 2))
-        return Line(2 * one - two, two - one)
+        """From the two smallest micro-batches: 1 and 2 rows, or as many that are looked at
+        together."""
+        least = job.together
+        one, two = (self.traced(job, rows).activations for rows in (least, 2 * least))
+        return Line(2 * one - two, (two - one) / least)
 
     def largest_micro(self, job: Job) -> int:
         """Samples of the largest micro-batch that fits and divides a rank's share; 0: none.
 
         The line says where to look; what is returned has been traced.
         """
-        room = self.where.usable
-        if job.share == 1:
-            return int(self.peak(job, 1) <= room)
-        line, one = self.line(job), self.traced(job, 1)
+        room, least = self.where.usable, job.together
+        if job.share < 2 * least:
+            return job.share if self.peak(job, job.share) <= room else 0
+        line, one = self.line(job), self.traced(job, least)
         rest = memory_of(one, job.choice, job.processes).peak - one.activations
-        sizes = [n for n in range(1, job.share + 1) if job.share % n == 0]
+        sizes = [n for n in range(least, job.share + 1, least) if job.share % n == 0]
         # 1.25: the line is drawn with small batches, whose peak may lie elsewhere in the step
-        likely = [n for n in sizes if n == 1 or rest + line.at(n) <= 1.25 * room]
+        likely = [n for n in sizes if n == least or rest + line.at(n) <= 1.25 * room]
         return next((n for n in reversed(likely) if self.peak(job, n) <= room), 0)
 
     def changes(self, job: Job) -> list[Change]:
