@@ -75,13 +75,19 @@ FALLING = AdamWConfig(lr=2e-4, betas=(0.0, 0.9), last_beta2=0.99,
                       schedule=ScheduleConfig(kind="cosine", decay=20 * M, floor=0.25))
 
 
-def run_of(samples: int, batch: int, half_life: int, rampup: float = 0.05, *,
+def growing(half_life: int) -> PlainEMAConfig:
+    """As R3GAN has it."""
+    return PlainEMAConfig(half_life=half_life, rampup=0.0, grows=20 * M)
+
+
+def run_of(samples: int, batch: int, half_life: int = 10 * K, rampup: float = 0.05, *,
            lr: float = 2.5e-3, **parts: Any) -> Config:
     """A run of that length, with cadences to match, by Adam as StyleGAN2 has it."""
     every = TrainConfig(samples=samples, batch=batch, clip=0.0, sample_every=samples // 4,
                         checkpoint_every=samples // 8, status_every=max(samples // 40, 160))
-    return Config(train=every, ema=PlainEMAConfig(half_life=half_life, rampup=rampup),
-                  **{"optim": AdamWConfig(lr=lr, betas=(0.0, 0.99)), **parts})
+    usual = {"optim": AdamWConfig(lr=lr, betas=(0.0, 0.99)),
+             "ema": PlainEMAConfig(half_life=half_life, rampup=rampup)}
+    return Config(train=every, **{**usual, **parts})
 
 
 def stylegan2(r1: float, every: int = 16, path: float = 2.0, **more: Any) -> AdversarialConfig:
@@ -92,7 +98,8 @@ def stylegan2(r1: float, every: int = 16, path: float = 2.0, **more: Any) -> Adv
 
 def r3gan(gamma: float, p: float) -> AdversarialConfig:
     """R1 and R2 in each step that fall to a tenth, and augmentation that grows."""
-    shown = AugmentConfig(kind="fixed", p=p, grows=20 * M, transforms=(*PIPELINES["bgc"], "cutout"))
+    shown = AugmentConfig(kind="fixed", p=p, grows=20 * M, colour_share=0.5,
+                          transforms=(*PIPELINES["bgc"], "cutout"))
     return AdversarialConfig(game="relativistic", r1=gamma, r2=gamma, anneal=20 * M, augment=shown)
 
 
@@ -114,13 +121,11 @@ PRESETS = {
         5_120 * K, 256, 50 * K, data=DataConfig(url="25-gaussians"),
         optim=AdamWConfig(lr=1e-3, betas=(0.0, 0.99), schedule=ScheduleConfig(kind="cosine")),
         network=MLPGANConfig(latent=2, width=128, depth=3),
-        objective=AdversarialConfig(game="relativistic", r1=0.1, r2=0.1),
-    ),
+        objective=AdversarialConfig(game="relativistic", r1=0.1, r2=0.1)),
     "stacked-mnist": run_of(
         640 * K, 64, 50 * K, data=DataConfig(url="stacked-mnist", size=32), lr=2e-4,
         network=DCGANConfig(latent=128, width=32),
-        objective=AdversarialConfig(game="relativistic", r1=1.0, r2=1.0),
-    ),
+        objective=AdversarialConfig(game="relativistic", r1=1.0, r2=1.0)),
     "stylegan2-ada-cifar10": run_of(
         100 * M, 64, 500 * K, data=DataConfig(url="data/cifar10", size=32),
         network=StyleGAN2Config(mapping_layers=2, discriminator="orig", group=32),
@@ -132,16 +137,15 @@ PRESETS = {
     ),
     "stylegan2-ffhq1024": run_of(
         25 * M, 32, 10 * K, 0.0, data=DataConfig(url="data/ffhq1024", size=1024, flip=True),
-        lr=2e-3, objective=stylegan2(10.0),
-    ),
+        lr=2e-3, objective=stylegan2(10.0)),
     "r3gan-cifar10": run_of(
-        200 * M, 512, 5 * M, data=DataConfig(url="data/cifar10", size=32, flip=True),
-        network=R3GANConfig(), objective=r3gan(0.05, 0.55), optim=FALLING,
+        200 * M, 512, data=DataConfig(url="data/cifar10", size=32, flip=True), optim=FALLING,
+        network=R3GANConfig(), objective=r3gan(0.05, 0.55), ema=growing(5 * M),
     ),
     "r3gan-ffhq256": run_of(
-        50 * M, 256, 500 * K, data=DataConfig(url="data/ffhq256", size=256, flip=True),
+        50 * M, 256, data=DataConfig(url="data/ffhq256", size=256, flip=True), optim=FALLING,
         network=R3GANConfig(widths=(768, 768, 768, 768, 384, 192, 96)),
-        objective=r3gan(150.0, 0.3), optim=FALLING,
+        objective=r3gan(150.0, 0.3), ema=growing(500 * K),
     ),
 }
 # fmt: on
@@ -154,7 +158,7 @@ def build(cfg: Config, info: DataInfo) -> tuple[dict[str, nn.Module], Adversaria
 
 
 def flops(cfg: Config, info: DataInfo) -> float:
-    """Model FLOPs of training on one sample, without lazy phases.
+    """Model FLOPs of training on one sample, without penalties and path lengths.
 
     The discriminator sees a real and a generated row, and one more for the generator's sake, whose
     weights' gradients are not wanted; the generator makes one row without a gradient, one with.
@@ -178,13 +182,13 @@ def main() -> None:
     cfg = command.config
     with errors_as_messages():
         world = open_world(cfg.train, cfg.optim)
+        cfg.objective.check_world(cfg.train, world, getattr(cfg.network, "group", 1))
         if command.dry_run:
             return describe(build, cfg, world, flops)
         stream = open_stream(cfg.data, batch=cfg.train.batch, seed=cfg.run.seed, **world.place)
         info, cost = stream.info, flops(cfg, stream.info)
         with Run(command, __file__, world, info) as run:
             networks, objective = build(cfg, info)
-            objective.check_rows(cfg.train.micro or cfg.train.batch // world.size)
             shown: dict[str, Any] = {"classes": info.classes, "dims": info.dims}
             grid = SampleGrid(run, networks, objective, every=cfg.train.sample_every, **shown)
             like = Quality(run, networks, objective, cfg.train, cfg.ema, data=cfg.data, info=info)

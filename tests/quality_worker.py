@@ -1,6 +1,7 @@
 """Run by test_quality.py on each rank: a model of known samples measures itself as in the loop.
 
-quality_worker.py FOLDER DATA COUNT      the first rank prints what became the event as a JSON line
+quality_worker.py FOLDER DATA COUNT [--broken]  the first rank prints what became the event as a
+                                                JSON line; "broken": no counter of modes can be made
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from genus import config
 from genus.data.stream import DataConfig, read_info
 from genus.draws import Draws
 from genus.errors import GenusError
+from genus.evaluate.real_data import RealData
 from genus.loop import TrainConfig
 from genus.mirror import TrackingConfig
 from genus.objectives.phase import Networks, SampleOptions, SamplingPlan, Traits
@@ -93,6 +96,8 @@ def measure(folder: str, url: str, count: int) -> dict[str, Any]:
             with torch.no_grad():
                 networks["net"].weight.fill_(float("nan"))
             found["spoilt"] = dict(quality.run(200))
+            with patch.object(RealData, "modes", fail):
+                found["failed"] = dict(quality.run(300))
         except GenusError as error:
             found = {"refused": str(error), "kind": type(error).__name__}
         everywhere = world.gather(found.get("passport", found.get("refused")))
@@ -101,7 +106,14 @@ def measure(folder: str, url: str, count: int) -> dict[str, Any]:
     return found
 
 
+def fail(*arguments: Any) -> Any:
+    """As torch does: none of our own errors."""
+    raise RuntimeError("out of memory")
+
+
 def main() -> None:
+    if sys.argv[4:] == ["--broken"]:
+        RealData.counter = property(fail)  # type: ignore[assignment, method-assign]
     found = measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     if os.environ["RANK"] == "0":
         print(json.dumps(found), flush=True)

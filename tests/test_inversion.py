@@ -12,7 +12,7 @@ from genus.draws import Draws, seed_of
 from genus.errors import ConfigError
 from genus.evaluate.image_distance import ImageDistance
 from genus.evaluate.image_measures import MEASURES, nearness
-from genus.inversion import InversionConfig, Start, invert, noise_penalty, start_of
+from genus.inversion import InversionConfig, Start, invert, nearest, noise_penalty, start_of
 from genus.latent_directions import (
     Direction,
     between_classes,
@@ -158,6 +158,14 @@ def test_the_distance_is_one_of_embeddings(kind: str) -> None:
         grey = torch.zeros(1, 3, 8, 8)
         both = distance.between(distance.embed(grey), distance.embed(grey + 1))
         assert torch.allclose(both, torch.ones(1))
+
+
+def test_the_nearest_of_rows_that_are_near_each_other() -> None:
+    """Far from the origin, and so many that torch would multiply matrices."""
+    wanted = (1000 + normal(40, 200)).float()
+    made = torch.cat([wanted + 1e-2 * normal(40, 200, seed=1).float(), wanted + 1])
+    expected = (wanted.double() - made[:40].double()).square().sum(1)
+    assert torch.allclose(nearest(wanted, made).double(), expected, rtol=1e-4)
 
 
 # ---- directions ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from genus import cli
 from genus.data.stream import DataConfig, read_info
 from genus.draws import Draws, seed_of
 from genus.evaluate.grid import GAP
+from genus.evaluate.image_measures import MEASURES
 from genus.model import Model
 from genus.networks.gan.dcgan import DCGANConfig
 from genus.networks.gan.mlp import MLPGANConfig
@@ -111,6 +112,22 @@ def measured(text: str, name: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d\.\d{3}", line)]
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of noise of each draw."""
+    rows: list[int] = []
+    plain = Draws.normal
+
+    def normal(self: Draws, name: str, *arguments: Any) -> Tensor:
+        found = plain(self, name, *arguments)
+        if name == "noise":
+            rows.append(len(found))
+        return found
+
+    monkeypatch.setattr(Draws, "normal", normal)
+    return rows
+
+
 # ---- invert --------------------------------------------------------------------------------------
 
 
@@ -158,6 +175,15 @@ def test_an_image_that_the_model_made_is_found_again(
     assert not np.array_equal(a["styles"][0], a["styles"][1])
     genus(capsys, *words, "--out", "c", "--seed", "1")
     assert not np.array_equal(a["noise"], arrays("c.npz")["noise"])
+
+
+def test_inverting_draws_noise_for_images_alone(
+    run: Model, drawn: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """11 MB a row at 1024 pixels: for each target, and for each batch to compare with."""
+    words = ["invert", "run", "0", "--reference", FASHION, "--steps", "2", "--samples", "10"]
+    genus(capsys, *words, "--distance", "pixels", "--batch", "4")
+    assert drawn == [1, 4, 4, 2]
 
 
 def test_test_images_and_a_w_for_each_layer(run: Model, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,6 +315,23 @@ def test_walks_in_w(run: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert not torch.equal(turned, shown)
 
 
+def test_walks_draw_noise_for_one_batch_of_images_at_once(
+    run: Model, drawn: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["interpolate", "run", "--pairs", "5", "--steps", "3", "--seed", "1"]
+    for batch, rows in (("7", 2), ("1", 1), ("100", 5)):
+        drawn.clear()
+        genus(capsys, *words, "--batch", batch, "--out", f"{batch}.png")
+        assert max(drawn) == rows
+        assert sum(drawn) == 10
+    one, seven, whole = (tiles(f"{batch}.png", 3).int() for batch in ("1", "7", "100"))
+    assert (seven - whole).abs().max() <= 1
+    assert (one - whole).abs().max() <= 1
+    genus(capsys, "sample", "run", "--n", "10", "--seed", "1", "--out", "ten.npz")
+    labels = arrays("ten.npz")["labels"]
+    assert labels.tolist() == list(range(10))
+
+
 def test_walks_between_codes(
     run: Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +394,41 @@ def test_edits_move_what_they_say(run: Model, capsys: pytest.CaptureFixture[str]
     last = tiles("last.png", 5)
     assert torch.equal(last[:, 2], shown[:, 2])
     assert not torch.equal(last, shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "images", "noises"),
+    [
+        # 3 shown and 200 held out, the first 30 ...
+        (["--attribute", "width", "--keep", "height"], 30, [30, 200, 3, 200]),
+        (["--class", "1", "--to-class", "6"], 30, [30, 30, 3, 200]),
+        (["--component", "1"], 0, [3, 200]),
+    ],
+)
+def test_edits_hold_the_images_of_one_batch(
+    words: list[str],
+    images: int,
+    noises: list[int],
+    run: Model,
+    drawn: list[int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And their noise."""
+    seen: list[int] = []
+    brightness = MEASURES["brightness"]
+
+    def spy(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return brightness(x)
+
+    monkeypatch.setitem(MEASURES, "brightness", spy)
+    common = ["--samples", "30", "--n", "3", "--steps", "2", "--batch", "8"]
+    genus(capsys, "edit", "run", *words, *common)
+    assert max(drawn) == 8
+    assert sum(drawn) == sum(noises)
+    assert max(seen) == 8
+    assert sum(seen) == 2 * 200
 
 
 def test_a_class_becomes_another(run: Model, capsys: pytest.CaptureFixture[str]) -> None:

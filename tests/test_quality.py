@@ -77,7 +77,10 @@ def test_modes_are_the_same_on_one_rank_and_two(
         # a run that went wrong goes on, and says so
         assert each["spoilt"]["modes covered"] == 0
         assert "mode KL" not in each["spoilt"]
-    assert "% of the time so far" in capsys.readouterr().out
+        assert each["failed"]["error"] == "RuntimeError: out of memory"
+    said = capsys.readouterr().out
+    assert "% of the time so far" in said
+    assert "no figures of samples: RuntimeError: out of memory" in said
 
 
 def test_genus_evaluate_says_the_same_and_what_real_data_have(
@@ -117,6 +120,13 @@ def test_data_without_such_figures_are_refused(tmp_path: Path) -> None:
     found = measured(tmp_path / "1", tmp_path / "plain", 100, 1)
     assert found["kind"] == "ConfigError"
     assert "train.evaluate_every=100: only images and data with known modes" in found["refused"]
+
+
+def test_all_ranks_learn_that_there_is_no_counter(tmp_path: Path, grid: Path) -> None:
+    outputs = run_ranks(WORKER, str(tmp_path / "2"), str(grid), "0", "--broken", size=2)
+    found = json.loads(outputs[0].strip().splitlines()[-1])
+    assert found["kind"] == "ConfigError"
+    assert found["refused"] == "train.evaluate_every=100: RuntimeError: out of memory"
 
 
 def images(folder: Path, count: int) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from genus.edit_table import print_table
 from genus.errors import ConfigError
 from genus.evaluate.grid import save_grid
 from genus.evaluate.image_measures import MEASURES, Measure, nearness
-from genus.latent_codes import draw_codes, images_of, labels_in_turn, load_codes, style_space_of
+from genus.latent_codes import DrawnCodes, batches_of, draw_styles, load_codes, style_space_of
 from genus.latent_directions import (
     Direction,
     between_classes,
@@ -50,27 +50,35 @@ def edit(arguments: Namespace) -> None:
         low, high = arguments.ends or ((0, 1) if arguments.to_class is not None else (-3, 3))
         amounts = torch.linspace(low, high, arguments.steps, dtype=torch.float64).tolist()
         if arguments.codes is not None:
-            shown = load_codes(arguments.codes, model, device_of(arguments)).codes
-            measured, whose = shown, f"the {len(shown.code)} codes of {arguments.codes}"
+            codes = load_codes(arguments.codes, model, device_of(arguments)).codes
+            shown, measured = (batches_of(codes, arguments.batch) for _ in range(2))
+            whose = f"the {len(codes.code)} codes of {arguments.codes}"
         else:
-            shown = _drawn(model, space, arguments, arguments.n or ROWS, "sample")[0]
-            measured = _drawn(model, space, arguments, HELD_OUT, "held out")[0]
+            drawn = _drawn(model, space, arguments, arguments.n or ROWS, "sample")
+            others = _drawn(model, space, arguments, HELD_OUT, "held out")
+            shown, measured = (some.batches(arguments.batch) for some in (drawn, others))
             whose = f"{HELD_OUT} other draws"
-        columns = [
-            to_levels(images_of(model, space, moved, arguments.batch)).cpu()
-            for moved in _moved(shown, direction, amounts, layers)
-        ]
-        found = {name: torch.empty(len(amounts), len(measured.code)) for name in measures}
-        for number, moved in enumerate(_moved(measured, direction, amounts, layers)):
-            images = images_of(model, space, moved, arguments.batch)
-            for name, measure in measures.items():
-                found[name][number] = measure(images).cpu()
-    save_grid(torch.stack(columns, dim=1).flatten(0, 1), arguments.out, len(amounts))
+
+        def images(batch: Codes) -> Iterator[Tensor]:
+            """One after the other, what the edit makes of the rows at each amount."""
+            for by in amounts:
+                styles = direction.moved(batch.code, by, layers)
+                yield space.decode(model.networks, Codes(styles, batch.noise))
+
+        picture = torch.cat(
+            [torch.stack([to_levels(x).cpu() for x in images(batch)], dim=1) for batch in shown]
+        )
+        steps = [[_measured(x, measures) for x in images(batch)] for batch in measured]
+    found = {
+        name: torch.cat([torch.stack([step[name] for step in rows]) for rows in steps], dim=1)
+        for name in measures
+    }
+    save_grid(picture.flatten(0, 1), arguments.out, len(amounts))
     print_table(direction, amounts, found, whose)
     if arguments.save is not None:
         save_direction(arguments.save, model, direction)
         print(f"{arguments.save}: the direction")
-    print(f"{arguments.out}: {len(shown.code)} rows, ema {model.ema}")
+    print(f"{arguments.out}: {len(picture)} rows, ema {model.ema}")
 
 
 def _check(model: Model, arguments: Namespace) -> None:
@@ -117,20 +125,29 @@ def _layers(text: str | None, count: int) -> slice:
 
 def _drawn(
     model: Model, space: StyleSpace, arguments: Namespace, count: int, of: str
-) -> tuple[Codes, list[int] | None]:
-    labels = labels_in_turn(model, count, arguments.label)
-    options, device, seed = options_of(arguments), device_of(arguments), arguments.seed
-    numbers = range(count)
-    codes = draw_codes(
-        model, space, numbers, labels, seed=seed, of=of, options=options, device=device
-    )
-    return codes, labels
+) -> DrawnCodes:
+    options, device = options_of(arguments), device_of(arguments)
+    label, seed = arguments.label, arguments.seed
+    return draw_styles(model, space, count, label, seed=seed, of=of, options=options, device=device)
 
 
-def _moved(
-    codes: Codes, direction: Direction, amounts: Sequence[float], layers: slice
-) -> list[Codes]:
-    return [Codes(direction.moved(codes.code, by, layers), codes.noise) for by in amounts]
+def _measured(images: Tensor, measures: Mapping[str, Measure]) -> dict[str, Tensor]:
+    """(B,) of each, on the host."""
+    return {name: measure(images).cpu() for name, measure in measures.items()}
+
+
+def _measured_draws(
+    model: Model, drawn: DrawnCodes, names: Sequence[str], batch: int
+) -> dict[str, Tensor]:
+    """(N,) of each attribute, less its class's mean, where the codes are."""
+    measures = {name: MEASURES[name] for name in names}
+    parts = []
+    if measures:
+        for codes in drawn.batches(batch):
+            parts.append(_measured(drawn.space.decode(model.networks, codes), measures))
+    device = drawn.styles.device
+    whole = {name: torch.cat([part[name] for part in parts]).to(device) for name in names}
+    return {name: within(values.double(), drawn.labels) for name, values in whole.items()}
 
 
 def _direction(
@@ -139,34 +156,26 @@ def _direction(
     """What was asked for, and what to measure along it: its attribute first."""
     if arguments.direction is not None:
         return load_direction(arguments.direction, model), MEASURES
-    codes, labels = _drawn(model, space, arguments, arguments.samples, "direction")
-    centred = within(codes.code[:, 0], labels)
-    kept = _kept(arguments)
-    images = None
-    if kept or arguments.attribute is not None:
-        images = images_of(model, space, codes, arguments.batch)
-
-    def value(name: str) -> Tensor:
-        assert images is not None
-        return within(MEASURES[name](images).double(), labels)
-
-    others = [slope(centred, value(name)) for name in kept]
+    drawn = _drawn(model, space, arguments, arguments.samples, "direction")
+    centred = within(drawn.w, drawn.labels)
+    kept, name, batch = _kept(arguments), arguments.attribute, arguments.batch
+    values = _measured_draws(model, drawn, [*kept, *([name] if name else [])], batch)
+    others = [slope(centred, values[other]) for other in kept]
     if arguments.to_class is not None:
-        return _to_class(model, space, arguments, codes, others)
+        return _to_class(model, space, arguments, drawn, others)
     if arguments.component is not None:
         vector, share = component(centred, arguments.component)
         print(f"component {arguments.component} has {share:.1%} of w's variance within a class")
         name = f"component {arguments.component}"
         return in_deviations(name, without(vector, others), centred), MEASURES
-    name = arguments.attribute
-    y = value(name)
+    y = values[name]
     vector = boundary(centred, y > y.median()) if arguments.fit == "logistic" else slope(centred, y)
-    fresh, fresh_labels = _drawn(model, space, arguments, HELD_OUT, "held out")
-    truth = within(MEASURES[name](images_of(model, space, fresh, arguments.batch)), fresh_labels)
-    guess = within(fresh.code[:, 0], fresh_labels).double() @ vector
+    fresh = _drawn(model, space, arguments, HELD_OUT, "held out")
+    truth = _measured_draws(model, fresh, [name], batch)[name]
+    guess = within(fresh.w, fresh.labels).double() @ vector
     print(
         f"{name} is read off w with correlation {correlation(guess, truth):.2f} in {HELD_OUT} "
-        "other draws" + (" (within classes)" if labels is not None else "")
+        "other draws" + (" (within classes)" if drawn.labels is not None else "")
     )
     rest = {other: measure for other, measure in MEASURES.items() if other != name}
     direction = in_deviations(name, without(vector, others), centred)
@@ -174,13 +183,22 @@ def _direction(
 
 
 def _to_class(
-    model: Model, space: StyleSpace, arguments: Namespace, codes: Codes, others: list[Tensor]
+    model: Model, space: StyleSpace, arguments: Namespace, drawn: DrawnCodes, others: list[Tensor]
 ) -> tuple[Direction, dict[str, Measure]]:
-    """From the centre of the draws ``codes``, of one class, to that of the same z in the other."""
+    """From the centre of what is drawn, of one class, to that of the same z in the other."""
     there = Namespace(**{**vars(arguments), "label": arguments.to_class})
-    far, _ = _drawn(model, space, there, arguments.samples, "direction")
-    start, end = codes.code[:, 0].mean(0), far.code[:, 0].mean(0)
+    far = _drawn(model, space, there, arguments.samples, "direction")
+    start, end = drawn.w.mean(0), far.w.mean(0)
     name = f"class {arguments.label} to {arguments.to_class}"
     direction = between_classes(name, start, start + without(end - start, others).to(start))
-    ends = [images_of(model, space, one, arguments.batch).mean(0) for one in (codes, far)]
+    ends = [_mean_image(model, some, arguments.batch) for some in (drawn, far)]
     return direction, {f"like class {arguments.to_class}": nearness(*ends), **MEASURES}
+
+
+def _mean_image(model: Model, drawn: DrawnCodes, batch: int) -> Tensor:
+    """(C, H, W)"""
+    total: Tensor | float = 0.0
+    for codes in drawn.batches(batch):
+        total = total + drawn.space.decode(model.networks, codes).double().sum(0)
+    assert isinstance(total, Tensor)
+    return (total / len(drawn.styles)).float()

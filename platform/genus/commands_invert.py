@@ -14,10 +14,11 @@ from genus.data.pixels import to_levels, to_unit
 from genus.draws import Draws, seed_of
 from genus.evaluate.grid import save_grid
 from genus.evaluate.image_distance import ImageDistance
-from genus.inversion import InversionConfig, Start, invert, start_of
+from genus.inversion import InversionConfig, Start, invert, nearest, start_of
 from genus.invert_targets import Target, targets_of
 from genus.latent_codes import (
     draw_codes,
+    draw_styles,
     images_of,
     labels_in_turn,
     save_codes,
@@ -112,17 +113,11 @@ def _kinds(targets: Sequence[Target]) -> set[int]:
 
 @torch.no_grad()
 def _start(model: Model, space: StyleSpace, label: int, arguments: Namespace) -> Start:
-    labels = labels_in_turn(model, STATISTICS, None if label < 0 else label)
-    codes = draw_codes(
-        model,
-        space,
-        range(STATISTICS),
-        labels,
-        seed=arguments.seed,
-        of="mean",
-        device=device_of(arguments),
+    kind, device = None if label < 0 else label, device_of(arguments)
+    drawn = draw_styles(
+        model, space, STATISTICS, kind, seed=arguments.seed, of="mean", device=device
     )
-    return start_of(codes.code[:, 0])
+    return start_of(drawn.w)
 
 
 def _of_means(
@@ -168,8 +163,7 @@ def _of_samples(
                 device=best.device,
             )
             made = distance.embed(images_of(model, space, codes, arguments.batch))
-            nearest = torch.cdist(embedded[mine], made).square().min(dim=1).values
-            best[mine] = torch.minimum(best[mine], nearest)
+            best[mine] = torch.minimum(best[mine], nearest(embedded[mine], made))
     return best
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from genus.sampling import evaluating
 
 PAIRS = 8
 """Rows of the picture."""
+Ends = tuple[Codes, Codes, list[int] | None]
+"""(P, ...) and (P, ...), and the pairs' classes."""
 
 
 def walk(model: Model, arguments: Namespace) -> None:
@@ -37,24 +39,25 @@ def walk(model: Model, arguments: Namespace) -> None:
         )
     space: LatentSpace = spaces[name]
     with evaluating(model.networks):
-        first, last, labels = _ends(model, space, name, arguments)
-        path = _between(first, last, arguments.steps, arguments.linear or not space.is_normal)
-        label = None
-        if labels is not None:
-            label = torch.tensor(labels, device=path.code.device)
-            label = label.repeat_interleave(arguments.steps)
-        images = images_of(model, space, path, arguments.batch, label)
-    save_grid(to_levels(images), arguments.out, arguments.steps)
+        rows = []
+        for first, last, labels in _ends(model, space, name, arguments):
+            path = _between(first, last, arguments.steps, arguments.linear or not space.is_normal)
+            label = None
+            if labels is not None:
+                label = torch.tensor(labels, device=path.code.device)
+                label = label.repeat_interleave(arguments.steps)
+            rows.append(to_levels(images_of(model, space, path, arguments.batch, label)).cpu())
+    save_grid(torch.cat(rows), arguments.out, arguments.steps)
     way = "the great circle" if space.is_normal and not arguments.linear else "a straight line"
-    print(f"{arguments.out}: {len(first.code)} pairs along {way} in {name}, ema {model.ema}")
+    pairs = sum(len(images) for images in rows) // arguments.steps
+    print(f"{arguments.out}: {pairs} pairs along {way} in {name}, ema {model.ema}")
 
 
-def _ends(
-    model: Model, space: LatentSpace, name: str, arguments: Namespace
-) -> tuple[Codes, Codes, list[int] | None]:
-    """(P, ...) and (P, ...), and the pairs' classes."""
+def _ends(model: Model, space: LatentSpace, name: str, arguments: Namespace) -> Iterator[Ends]:
+    """A few pairs at once, as many as one batch of images, since noise of many is large."""
     if arguments.codes is not None:
-        return _kept_ends(model, name, arguments)
+        yield from _kept_ends(model, name, arguments)
+        return
     pairs = arguments.pairs or PAIRS
     for label in (arguments.label, arguments.to_class):
         if label is not None:
@@ -64,24 +67,29 @@ def _ends(
     labels = labels_in_turn(model, pairs, arguments.label)
     ends = labels if arguments.to_class is None else [arguments.to_class] * pairs
     options, device = options_of(arguments), device_of(arguments)
-    codes = [
-        draw_codes(
-            model,
-            space,
-            range(begin, 2 * pairs, 2),
-            own,
-            seed=arguments.seed,
-            options=options,
-            device=device,
+    for some in _groups(pairs, arguments):
+        first, last = (
+            draw_codes(
+                model,
+                space,
+                range(2 * some.start + begin, 2 * some.stop, 2),
+                None if own is None else own[some],
+                seed=arguments.seed,
+                options=options,
+                device=device,
+            )
+            for begin, own in ((0, labels), (1, ends))
         )
-        for begin, own in ((0, labels), (1, ends))
-    ]
-    return codes[0], Codes(codes[1].code, codes[0].noise), labels
+        own = None if labels is None else labels[some]
+        yield first, Codes(last.code, first.noise), own
 
 
-def _kept_ends(
-    model: Model, name: str, arguments: Namespace
-) -> tuple[Codes, Codes, list[int] | None]:
+def _groups(pairs: int, arguments: Namespace) -> Iterator[slice]:
+    size = max(1, arguments.batch // arguments.steps)
+    return (slice(start, min(start + size, pairs)) for start in range(0, pairs, size))
+
+
+def _kept_ends(model: Model, name: str, arguments: Namespace) -> Iterator[Ends]:
     given = [
         flag
         for flag, value in (
@@ -103,14 +111,17 @@ def _kept_ends(
             f"{arguments.codes} has {most + 1} codes, which make {most} walks from one to the next"
         )
     pairs = arguments.pairs or most
-    return rows_of(codes, slice(0, pairs)), rows_of(codes, slice(1, pairs + 1)), None
+    for some in _groups(pairs, arguments):
+        yield rows_of(codes, some), rows_of(codes, slice(some.start + 1, some.stop + 1)), None
 
 
 def _between(first: Codes, last: Codes, steps: int, is_straight: bool) -> Codes:
     """(P * steps, ...), row by row of the picture; the ends are the codes themselves."""
     code = _way(straight if is_straight else great_circle, first.code, last.code, steps)
     noise = None
-    if first.noise is not None and last.noise is not None:
+    if first.noise is last.noise and first.noise is not None:
+        noise = first.noise[:, None].expand(-1, steps, -1).flatten(0, 1)
+    elif first.noise is not None and last.noise is not None:
         noise = _way(great_circle, first.noise, last.noise, steps)
     return Codes(code, noise)
 

@@ -116,6 +116,13 @@ def invert(
     )
 
 
+def nearest(wanted: Tensor, made: Tensor) -> Tensor:
+    """(N,) squared distance of each row of ``wanted`` (N, D) to the nearest one of ``made`` (M, D).
+    Not by products of matrices, which lose the digits of near rows."""
+    distance = torch.cdist(wanted, made, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.square().min(dim=1).values
+
+
 def noise_penalty(noise: Tensor, sizes: Sequence[int]) -> Tensor:
     """(B,) of noise (B, N): the squared mean products of neighbours along x and y, around the
     edges, in every map and in those of half its resolution, down to 8 pixels. It keeps the image

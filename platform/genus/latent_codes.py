@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,58 @@ def draw_codes(
     return space.draw(model.networks, draws, label, options or SampleOptions())
 
 
+@dataclass(frozen=True)
+class DrawnCodes:
+    """Codes in W of which only the styles are kept. Their noise is far larger (11 MB a row of 1024
+    pixels): it is drawn for the rows that are looked at."""
+
+    space: StyleSpace
+    styles: Tensor
+    """(N, L, W), alike in all layers."""
+    draws: Draws
+    labels: list[int] | None
+
+    @property
+    def w(self) -> Tensor:
+        """(N, W)"""
+        return self.styles[:, 0]
+
+    def batches(self, size: int) -> Iterator[Codes]:
+        """All rows in order, at most ``size`` at once, with their noise."""
+        for start in range(0, len(self.styles), size):
+            draws = self.draws.window(start, min(start + size, len(self.styles)))
+            rows = self.styles[start : start + size]
+            yield Codes(rows, self.space.noise(draws, rows.dtype))
+
+
+def draw_styles(
+    model: Model,
+    space: StyleSpace,
+    count: int,
+    label: int | None,
+    *,
+    seed: int,
+    of: str = "sample",
+    options: SampleOptions | None = None,
+    device: torch.device | str = "cpu",
+) -> DrawnCodes:
+    """The first ``count`` of what ``draw_codes`` draws, of one class or of all in turn."""
+    labels = labels_in_turn(model, count, label)
+    draws = Draws.of([seed_of(seed, of, number) for number in range(count)], device=device)
+    kinds = None if labels is None else torch.tensor(labels, device=device)
+    styles = space.styles(model.networks, draws, kinds, options or SampleOptions())
+    return DrawnCodes(space, styles, draws, labels)
+
+
 def labels_in_turn(model: Model, count: int, label: int | None) -> list[int] | None:
     """``label`` for all, or the model's classes in turn; None where it has none."""
     return grid_labels(count, model.info.classes) if label is None else [label] * count
+
+
+def batches_of(codes: Codes, size: int) -> Iterator[Codes]:
+    """All rows in order, at most ``size`` at once."""
+    for start in range(0, len(codes.code), size):
+        yield rows_of(codes, slice(start, start + size))
 
 
 def rows_of(codes: Codes, rows: slice | Tensor) -> Codes:

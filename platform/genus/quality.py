@@ -82,14 +82,14 @@ class Quality:
     def _usual(self) -> int:
         """How many samples. The first rank may have to train a classifier that will count them,
         and the others wait."""
-        answer: int | GenusError = IMAGES
+        answer: int | str = IMAGES
         if self._run.world.is_first and self._real.has_modes:
             try:
                 answer = self._real.counter.samples
-            except GenusError as error:
-                answer = error
+            except Exception as error:  # of whatever kind: the others wait
+                answer = _told(error)
         answer = self._run.world.broadcast(answer)
-        if isinstance(answer, GenusError):
+        if isinstance(answer, str):
             raise ConfigError(f"train.evaluate_every={self.every}: {answer}")
         return answer
 
@@ -106,8 +106,8 @@ class Quality:
                     figures, self._run.folder, samples, self._objective, self._parameters
                 )
                 found |= {name: figure.value for name, figure in figures.items()}
-            except (OSError, GenusError) as error:  # no reason to end a run
-                found = {"error": str(error)}
+            except Exception as error:  # no reason to end a run, and the others wait
+                found = {"error": _told(error)}
         found = world.broadcast(found)  # nobody trains on before it is measured
         now = time.monotonic()
         self._spent += now - start
@@ -165,3 +165,8 @@ class Quality:
         return self._real.distances(
             parts, passport, self._count, min(self._count, self._real.total)
         )
+
+
+def _told(error: Exception) -> str:
+    """Our own errors are whole sentences; the message of any other says little without its type."""
+    return str(error) if isinstance(error, GenusError) else f"{type(error).__name__}: {error}"

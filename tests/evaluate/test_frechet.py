@@ -74,6 +74,24 @@ def test_the_seed_fixes_the_subsets_and_leaves_the_global_generator_alone() -> N
     assert kernel_distance(x, y, subsets=5, subset_size=20, seed=1) != first
 
 
+def test_what_is_not_finite_is_no_figure() -> None:
+    x = gaussian(40, 4, seed=9)
+    spoilt = x.clone()
+    spoilt[3, 1], spoilt[7, 0], spoilt[7, 2] = float("nan"), float("inf"), float("nan")
+    words = "2 of 40 generated samples are not finite"
+    with pytest.raises(EvaluationError, match=words):
+        frechet_distance(x, spoilt)
+    with pytest.raises(EvaluationError, match=words):
+        kernel_distance(x, spoilt, subset_size=20)
+    with pytest.raises(EvaluationError, match="2 of 40 real samples"):
+        frechet_distance(spoilt, x)
+    # finite ones whose squares are not
+    with pytest.raises(EvaluationError, match="Fréchet distance of these features is (nan|inf)"):
+        frechet_distance(x, 1e200 * x)
+    with pytest.raises(EvaluationError, match="KID of these features is (nan|inf)"):
+        kernel_distance(x, 1e200 * x, subset_size=20)
+
+
 def test_too_few_samples() -> None:
     x = gaussian(10, 4, seed=8)
     with pytest.raises(EvaluationError, match="needs at least 2 generated samples and got 1"):

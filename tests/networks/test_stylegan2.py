@@ -87,6 +87,44 @@ def test_demodulated_output_has_unit_variance() -> None:
     assert (inner.std(dim=(1, 2, 3)) - 1).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("grouped", [False, True], ids=["scaled", "grouped"])
+@pytest.mark.parametrize("size", [0.0, 4.0, 30.0, 1e4])
+@pytest.mark.parametrize("up", [False, True])
+def test_float16_holds_large_styles(up: bool, size: float, grouped: bool) -> None:
+    """Of 512 channels, whose squares' sum is above float16's 65504 from styles of 4 on, and whose
+    sum of products is from 30 on; and the derivatives of a penalty on the slopes."""
+    x, weight = 10 * random(2, 512, 4, 4).float(), random(8, 512, 3, 3, seed=1).float()
+    style = size * (1 + 0.1 * random(2, 512, seed=2).float())
+    inputs = [value.requires_grad_() for value in (x, weight, style)]
+    found = []
+    for half in (True, False):
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            # a layer's output, so its style, is in float16
+            y = modulated_conv(
+                x.half() if half else x, weight, style.half() if half else style,
+                up=up, grouped=grouped,
+            )  # fmt: skip
+        assert y.dtype == (torch.float16 if half else torch.float32)
+        (slope,) = torch.autograd.grad(y.float().square().mean(), style, create_graph=True)
+        second = torch.autograd.grad(slope.square().sum() + y.float().sum(), inputs)
+        assert all(bool(value.isfinite().all()) for value in (y, slope, *second))
+        found.append(y.detach().float())
+    half_rms, rms = (float(y.square().mean().sqrt()) for y in found)
+    assert half_rms == pytest.approx(rms, rel=0.02)
+    assert float((found[0] - found[1]).square().mean().sqrt()) <= 0.02 * rms
+    assert size == 0 or 5 < rms < 15
+
+
+def test_outputs_without_weights_are_zero_in_float16() -> None:
+    weight = random(3, 4, 3, 3, seed=1).float()
+    weight[1] = 0
+    with torch.autocast("cpu", torch.float16):
+        y = modulated_conv(random(2, 4, 4, 4).half(), weight, 1 + random(2, 4).half())
+    assert y.isfinite().all()
+    assert not y[:, 1].any()
+    assert y[:, 0].any()
+
+
 def test_equalised_layers_scale_at_run_time() -> None:
     """Unit-variance parameters, and outputs as of He's initialisation."""
     torch.manual_seed(0)

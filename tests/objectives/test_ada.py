@@ -181,14 +181,25 @@ def test_compiled_it_gives_the_same() -> None:
 def test_data_that_cannot_be_augmented_are_refused(
     kind: str, pipeline: str, shape: tuple[int, ...], message: str
 ) -> None:
-    config = AugmentConfig(kind=kind, transforms=PIPELINES[pipeline])  # type: ignore[arg-type]
+    p = 0.5 if kind == "fixed" else 0.0
+    config = AugmentConfig(kind=kind, p=p, transforms=PIPELINES[pipeline])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=message):
         config.build(shape)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"p": 1.5}, {"target": 1.0}, {"ramp": 0}, {"interval": 0}, {"kind": "ada", "transforms": ()}],
+    [
+        {"p": 1.5},
+        {"target": 1.0},
+        {"ramp": 0},
+        {"interval": 0},
+        {"kind": "ada", "transforms": ()},
+        {"kind": "fixed"},
+        {"kind": "ada", "grows": 9},
+        {"p": 0.5},
+        {"colour_share": 2.0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="augment"):
@@ -207,3 +218,11 @@ def test_images_that_are_not_square_are_moved_too() -> None:
     y = ADATransforms(on, (1, 12, 20))(x, ONE, draws(4))
     assert y.shape == x.shape
     assert y.isfinite().all()
+
+
+def test_colours_can_happen_more_rarely_than_the_rest() -> None:
+    rows, p = 4000, torch.full((1,), 0.8)
+    chances = Chances.of(Draws.of(list(range(rows))), p, frozenset(TRANSFORMS), torch.float32, 0.5)
+    for name, expected in (("hue", 0.4), ("xflip", 0.8), ("cutout", 0.8)):
+        share = float(chances.happens(name).float().mean())
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / rows) ** 0.5

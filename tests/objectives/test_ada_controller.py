@@ -119,15 +119,30 @@ def test_ranks_together_do_what_one_does() -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["none", "fixed", "diffaugment"])
-def test_only_ada_adapts_and_only_it_talks_to_the_others(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "p"), [("none", 0.0), ("fixed", 0.3), ("diffaugment", 0.0)])
+def test_only_ada_adapts_and_only_it_talks_to_the_others(kind: str, p: float) -> None:
     def never(_: Tensor) -> Tensor:
         raise AssertionError("no reduction is due")
 
-    controller = Controller(AugmentConfig(kind=kind, p=0.3, interval=1))  # type: ignore[arg-type]
+    controller = Controller(AugmentConfig(kind=kind, p=p, interval=1))  # type: ignore[arg-type]
     controller.add(logits(4, 0))
     controller.step(100, never)
-    torch.testing.assert_close(controller.p, torch.tensor([0.3]))
+    torch.testing.assert_close(controller.p, torch.tensor([p]))
+
+
+def test_a_fixed_strength_can_grow_along_half_a_cosine() -> None:
+    controller = Controller(AugmentConfig(kind="fixed", p=0.6, grows=100))
+    for position, p in ((0, 0.0), (50, 0.3), (100, 0.6), (500, 0.6)):
+        assert float(controller.strength(position)) == pytest.approx(p, abs=1e-6)
+    assert float(Controller(CONFIG).strength(50)) == float(Controller(CONFIG).p)
+
+
+def test_logits_that_are_not_finite_leave_nothing_behind() -> None:
+    controller = Controller(CONFIG)
+    controller.add(torch.tensor([float("nan"), 1.0]))
+    controller.step(1, alone)
+    for value in controller.state_dict().values():
+        assert not isinstance(value, Tensor) or bool(value.isfinite().all())
 
 
 def test_counting_keeps_no_graph() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from genus.data.batch import Batch
 from genus.draws import Draws
 from genus.errors import ConfigError
+from genus.loop import TrainConfig
 from genus.networks.gan.mlp import MLPGANConfig
 from genus.networks.gan.stylegan2 import StyleGAN2Config
 from genus.objectives.adversarial import Adversarial, AdversarialConfig
@@ -329,9 +331,20 @@ def test_a_class_has_a_centre_of_its_own() -> None:
     assert torch.equal(centres[0], centres[2])
     assert torch.equal(centres[1:2], alone)
     assert not torch.allclose(centres[0], centres[1])
+    with torch.no_grad():
+        list(mapping.parameters())[-1].add_(1)  # in place, as an average is lent
+        assert not torch.allclose(generation.centre(mapping, label), centres)
 
 
 # ---- refusals and bookkeeping --------------------------------------------------------------------
+
+
+def split(
+    config: AdversarialConfig, batch: int, micro: int, group: int, precision: str = "fp32"
+) -> None:
+    """Check the split of a batch on one process."""
+    world = SimpleNamespace(size=1, precision=precision)
+    config.check_world(TrainConfig(batch=batch, micro=micro), world, group)  # type: ignore[arg-type]
 
 
 def test_what_plain_generators_and_groups_can_not_have_is_refused() -> None:
@@ -343,6 +356,19 @@ def test_what_plain_generators_and_groups_can_not_have_is_refused() -> None:
     objective = NOTHING.build(small_style(), (1, 8, 8), 0)
     with pytest.raises(ConfigError, match="multiples of 2"):
         objective.check_rows(3)
+    for batch, micro, group, path in (
+        (6, 3, 2, 0.0),
+        (6, 2, 3, 0.0),
+        (7, 0, 1, 2.0),
+        (8, 6, 4, 0.0),
+    ):
+        with pytest.raises(ConfigError, match="looked at together"):
+            split(AdversarialConfig(path_length=path), batch, micro, group)
+    split(AdversarialConfig(path_length=2.0), 8, 64, 4)
+    coarse = AdversarialConfig(penalty="finite-difference", difference_step=0.01)
+    split(coarse, 8, 0, 1)
+    with pytest.raises(ConfigError, match="rounding"):
+        split(coarse, 8, 0, 1, precision="bf16")
     with pytest.raises(ConfigError, match="multiples of 2"):
         objective.discriminator_loss(small_style(), images(3))
 

@@ -309,3 +309,10 @@ def test_narrow_weights_are_averaged_in_float32() -> None:
     assert torch.allclose(ema.averages["plain"][0], torch.tensor(expected), atol=1e-6)
     with ema.applied():
         assert network.w.dtype == torch.bfloat16
+
+
+def test_a_half_life_can_grow_along_half_a_cosine() -> None:
+    """As R3GAN's: 0 at the start, there after ``grows`` samples."""
+    config = PlainEMAConfig(half_life=1000, rampup=0.0, grows=100)
+    for samples, half_life in ((50, 500.0), (100, 1000.0), (900, 1000.0)):
+        assert config.decays(samples, 10) == [pytest.approx(0.5 ** (10 / half_life))]

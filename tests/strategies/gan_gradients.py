@@ -30,6 +30,8 @@ from genus.parallel import World
 from genus.strategies.making import spread
 
 ROWS, MICROS = 8, 2
+SMALL = 0.25
+"""Factor on the losses: the largest gradients are then about 1."""
 GAMMAS = {"r1": 0.5, "r2": 0.5}
 DIFFERENCE = {**GAMMAS, "penalty": "finite-difference", "difference_step": 0.1}
 REGULARISERS: dict[str, dict[str, Any]] = {
@@ -103,7 +105,7 @@ def moved(world: World, network: str, regulariser: str) -> dict[str, Tensor]:
             batch = batch_of(world, shape, micro).scoped(phase.name)
             with mine.only(phase.trains, last=micro == MICROS - 1):
                 loss, _ = mine.loss(phase, batch)
-                mine.backward(loss / MICROS, phase.trains)
+                mine.backward(loss * (SMALL / MICROS), phase.trains)
         assert float(mine.step(phase.trains, torch.zeros(()))[1]) == 0
     objective.after_step(mine.prepared, ROWS * MICROS)
     found = {name: mine.layout.whole(name, part).clone() for name, part in mine.layout.live.items()}

@@ -8,6 +8,7 @@ of a run may measure while the others wait, so nothing is exchanged (sync_on_com
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -25,7 +26,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """|mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of features (N, D) and (M, D).
 
     The estimate is biased upwards, the more the fewer samples: compare only figures of equal
-    counts. Raises EvaluationError for fewer than 2 samples a side.
+    counts. Raises EvaluationError for fewer than 2 samples a side, and where features or distance
+    are not finite.
     """
     _check(real, fake, at_least=2, what="the Fréchet distance")
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -33,7 +35,11 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), sync_on_compute=False)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
-    return float(metric.compute())
+    try:
+        distance = float(metric.compute())
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # covariances that are not finite
+        distance = math.nan
+    return _finite(distance, "the Fréchet distance")
 
 
 def kernel_distance(
@@ -47,7 +53,8 @@ def kernel_distance(
     """Unbiased MMD^2 with the kernel (x.y / D + 1)^3: its mean and standard deviation over random
     subsets of features (N, D) and (M, D).
 
-    Raises EvaluationError when a side has fewer samples than a subset.
+    Raises EvaluationError when a side has fewer samples than a subset, and where features or
+    distance are not finite.
     """
     _check(real, fake, at_least=subset_size, what=f"KID with subsets of {subset_size}")
     with warnings.catch_warnings():
@@ -66,7 +73,7 @@ def kernel_distance(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, deviation = metric.compute()
-    return float(mean), float(deviation)
+    return _finite(float(mean), "KID"), float(deviation)
 
 
 class _Identity(nn.Module):
@@ -89,3 +96,18 @@ def _check(real: Tensor, fake: Tensor, *, at_least: int, what: str) -> None:
                 f"{what} needs at least {at_least} {side} samples and got {len(features)}: "
                 "evaluate with more (genus evaluate RUN --n 2000)"
             )
+        bad = int((~features.isfinite()).any(dim=1).sum())
+        if bad:
+            raise EvaluationError(
+                f"{what}: the features of {bad} of {len(features)} {side} samples are not finite: "
+                "look at these samples, or extract their features in float32"
+            )
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise EvaluationError(
+            f"{what} of these features is {value} although they are finite: they are too large, or "
+            "their covariance is degenerate. Look at the samples, or measure with more"
+        )
+    return value

@@ -9,7 +9,7 @@ larger. Optimizers that step more often for it are corrected in ``optim``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,7 +24,6 @@ from genus.objectives.augmentation.controller import Controller
 from genus.objectives.conditioning import image_of
 from genus.objectives.games import Game, discriminator_losses, generator_losses
 from genus.objectives.generation import Plain, Styled, generation_of
-from genus.objectives.gradient_penalty import finite_difference, input_gradient, square_norm
 from genus.objectives.latent_spaces import NormalSpace, StyleSpace
 from genus.objectives.path_length import PathLength, path_lengths
 from genus.objectives.phase import (
@@ -35,9 +34,18 @@ from genus.objectives.phase import (
     SamplingPlan,
     Traits,
 )
+from genus.objectives.slope_penalty import SlopePenalty
 from genus.over_ranks import mean_over_ranks
+from genus.parallel import World
 from genus.state import State
 from genus.strategies.making import Training
+
+Names = tuple[str, ...]
+REAL: Names = ("real",)
+FAKE: Names = ("fake",)
+BOTH: Names = ("real", "fake")
+COARSE = 0.05
+"""Smallest step of a finite difference that half precision resolves. docs/gan.md"""
 
 Metrics = dict[str, Tensor]
 
@@ -60,7 +68,7 @@ class AdversarialConfig:
     """Of r1 and r2: by second derivatives, or by the difference between two points at random: no
     second derivatives, so that it works with train.compile and ZeRO-3, too; as large on average,
     and noisier. docs/gan.md"""
-    difference_step: float = 0.01
+    difference_step: float = 0.05
     """s of the finite difference, in the unit of the data."""
     penalty_every: int = 1
     """1: r1 and r2 are part of each discriminator step; k: a step of their own at each k-th."""
@@ -82,8 +90,29 @@ class AdversarialConfig:
             )
         if min(self.penalty_every, self.path_length_every) < 1:
             raise ConfigError("objective: penalty_every and path_length_every count steps from 1")
-        if not 0 <= self.mixing <= 1:
-            raise ConfigError(f"objective.mixing={self.mixing}: a probability")
+        shares = self.mixing, self.anneal_to, self.path_length_decay
+        if not all(0 <= share <= 1 for share in shares):
+            raise ConfigError(
+                "objective: mixing, anneal_to and path_length_decay are from 0 to 1, and they are "
+                + ", ".join(f"{share:g}" for share in shares)
+            )
+
+    def check_world(self, train: Training, world: World, group: int) -> None:
+        """ConfigError where the world's parts of a batch are none that this can train on; ``group``
+        is the discriminator's."""
+        share = train.batch // world.size
+        for rows in {share, min(train.micro or share, share)}:
+            check_together(rows, self.together(group))
+        is_coarse = self.penalty == "finite-difference" and self.difference_step < COARSE
+        if is_coarse and max(self.r1, self.r2) > 0 and world.precision != "fp32":
+            raise ConfigError(
+                f"objective.difference_step={self.difference_step:g} is lost in "
+                f"{world.precision}'s rounding: take {COARSE:g} or more, or train.precision=fp32"
+            )
+
+    def together(self, group: int) -> int:
+        """Rows that a micro-batch holds a multiple of: path lengths take every other one."""
+        return math.lcm(group, 2 if self.path_length else 1)
 
     def check(self, train: Training) -> None:
         """ConfigError where the run can't be trained so: compiled networks have a gradient, and
@@ -112,7 +141,17 @@ class AdversarialConfig:
                 "(network=StyleGAN2Config): leave them out"
             )
         group = int(getattr(networks["discriminator"], "group", 1))
-        return Adversarial(self, generation, shape, classes, group)
+        return Adversarial(self, generation, shape, classes, self.together(group))
+
+
+def check_together(rows: int, together: int) -> None:
+    """ConfigError where ``rows`` are no multiple of what is looked at ``together``."""
+    if rows % together:
+        raise ConfigError(
+            f"{together} samples are looked at together (network.group; path lengths: 2), and a "
+            f"rank has {rows} at once: make train.batch / processes and train.micro multiples of "
+            f"{together}"
+        )
 
 
 class Adversarial:
@@ -141,7 +180,11 @@ class Adversarial:
         self.augment, self.controller = config.augment.build(shape), Controller(config.augment)
         self.path_length = PathLength(config.path_length_decay)
         judge, makers = ("discriminator",), generation.trains
-        self._is_lazy = config.penalty_every > 1 and max(config.r1, config.r2) > 0
+        self.penalty = SlopePenalty(
+            config.r1, config.r2, config.penalty == "exact", config.difference_step,
+            config.anneal, config.anneal_to,
+        )  # fmt: skip
+        self._is_lazy = config.penalty_every > 1 and bool(self.penalty)
         phases = [Phase("discriminator", judge, self.discriminator_loss)]
         if self._is_lazy:
             phases.append(Phase("penalty", judge, self.penalty_loss, config.penalty_every))
@@ -153,12 +196,7 @@ class Adversarial:
 
     def check_rows(self, rows: int) -> None:
         """ConfigError where a micro-batch of ``rows`` can't be looked at in whole groups."""
-        if rows % self.group:
-            raise ConfigError(
-                f"the discriminator looks at {self.group} samples together (network.group), and a "
-                f"rank has {rows} at once: make train.batch / processes and train.micro multiples "
-                f"of {self.group}"
-            )
+        check_together(rows, self.group)
 
     # ---- the phases ------------------------------------------------------------------------------
 
@@ -167,9 +205,9 @@ class Adversarial:
         cfg, label, real = self.config, self._label(batch), self._real(batch)
         with torch.no_grad():
             fake = self.generation.draw(networks, batch.draws, label).to(real.dtype)
-        eager = not self._is_lazy and max(cfg.r1, cfg.r2) > 0
-        x = torch.cat([real, fake]).detach().requires_grad_(eager and cfg.penalty == "exact")
-        logits = self._judged(networks, x, batch, label, ("real", "fake"))
+        eager = bool(self.penalty) and not self._is_lazy
+        x = torch.cat([real, fake]).detach().requires_grad_(eager and self.penalty.exact)
+        logits = self._judged(networks, x, batch, BOTH)
         on_real, on_fake = logits.chunk(2)
         losses = discriminator_losses(cfg.game, on_real, on_fake)
         self.controller.add(on_real)
@@ -182,34 +220,33 @@ class Adversarial:
             metrics["augment_p"] = self.controller.strength(batch.position)[0]
         loss = losses.mean()
         if eager:
-            rows = len(x) if cfg.r2 else len(batch)
-            slopes = self._slopes(networks, x, logits[:rows], batch, label)
-            loss = loss + self._weighted(slopes, batch, metrics)
+            names = BOTH if cfg.r2 else REAL
+            due, means = self._penalty(networks, x, logits[: len(names) * len(batch)], batch, names)
+            loss, metrics = loss + due, {**metrics, **means}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def penalty_loss(self, networks: Networks, batch: Batch) -> tuple[Tensor, Metrics]:
         """R1 and R2 by themselves, as many times larger as they are rarer."""
         cfg, label = self.config, self._label(batch)
-        x, names = self._real(batch), ["real"]
+        x, names = self._real(batch), REAL
         if cfg.r2:
             with torch.no_grad():
                 fake = self.generation.draw(networks, batch.draws, label)
-            x, names = torch.cat([x, fake.to(x.dtype)]), ["real", "fake"]
-        x = x.detach().requires_grad_(cfg.penalty == "exact")
-        logits = self._judged(networks, x, batch, label, names)
-        metrics: Metrics = {}
-        slopes = self._slopes(networks, x, logits, batch, label)
-        loss = cfg.penalty_every * self._weighted(slopes, batch, metrics)
+            x, names = torch.cat([x, fake.to(x.dtype)]), BOTH
+        x = x.detach().requires_grad_(self.penalty.exact)
+        logits = self._judged(networks, x, batch, names)
+        due, means = self._penalty(networks, x, logits, batch, names)
         # the last bias moves no slope, and DDP would wait for its gradient
-        return loss + 0 * logits.sum(), {name: value.detach() for name, value in metrics.items()}
+        loss = cfg.penalty_every * due + 0 * logits.sum()
+        return loss, {name: value.detach() for name, value in means.items()}
 
     def generator_loss(self, networks: Networks, batch: Batch) -> tuple[Tensor, Metrics]:
         """Fresh samples; of the real data only the relativistic game takes notice."""
         label = self._label(batch)
-        x, names = self.generation.draw(networks, batch.draws, label), ["fake"]
+        x, names = self.generation.draw(networks, batch.draws, label), FAKE
         if self.config.game == "relativistic":
-            x, names = torch.cat([self._real(batch).to(x.dtype), x]), ["real", "fake"]
-        logits = self._judged(networks, x, batch, label, names)
+            x, names = torch.cat([self._real(batch).to(x.dtype), x]), BOTH
+        logits = self._judged(networks, x, batch, names)
         losses = generator_losses(self.config.game, logits[: len(batch)], logits[-len(batch) :])
         return losses.mean(), {"loss": losses.detach().mean()}
 
@@ -249,16 +286,10 @@ class Adversarial:
         """Generated rows take the classes of the real ones, whose frequencies they then have."""
         return batch["label"] if self.classes else None
 
-    def _judged(
-        self,
-        networks: Networks,
-        x: Tensor,
-        batch: Batch,
-        label: Tensor | None,
-        names: tuple[str, ...] | list[str],
-    ) -> Tensor:
-        """Logits (K B,) of K sets of rows, each augmented by random numbers of its own."""
+    def _judged(self, networks: Networks, x: Tensor, batch: Batch, names: Sequence[str]) -> Tensor:
+        """Logits (K B,) of K sets of rows, each augmented by the random numbers of its name."""
         self.check_rows(len(batch))
+        label = self._label(batch)
         self.controller.to(x.device)
         p = self.controller.strength(batch.position)
         shown = [
@@ -269,42 +300,15 @@ class Adversarial:
         logits: Tensor = networks["discriminator"](torch.cat(shown), labels)
         return logits.float() if logits.dtype != torch.float64 else logits
 
-    def _slopes(
-        self,
-        networks: Networks,
-        x: Tensor,
-        logits: Tensor,
-        batch: Batch,
-        label: Tensor | None,
-    ) -> Tensor:
-        """|grad_x D(x)|^2 of the rows that have ``logits``: real ones, then generated ones."""
-        rows = len(logits)
-        if self.config.penalty == "exact":
-            return square_norm(input_gradient(logits, x, networks["discriminator"])[:rows])
-        x, names = x[:rows], ["real", "fake"][: rows // len(batch)]
-        u = [batch.draws.scoped(name).normal("direction", x.shape[1:], x.dtype) for name in names]
+    def _penalty(
+        self, networks: Networks, x: Tensor, logits: Tensor, batch: Batch, names: Sequence[str]
+    ) -> tuple[Tensor, Metrics]:
+        def judge(moved: Tensor, parts: Sequence[str]) -> Tensor:
+            return self._judged(networks, moved, batch, parts)
 
-        def judged(moved: Tensor) -> Tensor:
-            # both points of a difference are shown alike
-            return self._judged(networks, moved, batch, label, names * 2)
-
-        step = self.config.difference_step
-        return finite_difference(judged, x.detach(), torch.cat(u), step)
-
-    def _weighted(self, slopes: Tensor, batch: Batch, metrics: Metrics) -> Tensor:
-        """r1/2 and r2/2 times the mean slopes; the metrics tell the slopes."""
-        cfg, weight = self.config, 0.5
-        if cfg.anneal:
-            course = min(1.0, batch.position / cfg.anneal)
-            left = 0.5 * (1 + math.cos(math.pi * course))
-            weight *= cfg.anneal_to + (1 - cfg.anneal_to) * left
-        real, *fake = torch.split(slopes, len(batch))
-        metrics["r1"] = real.mean()
-        loss: Tensor = cfg.r1 * real.mean()
-        if fake:
-            metrics["r2"] = fake[0].mean()
-            loss = loss + cfg.r2 * fake[0].mean()
-        return weight * loss
+        discriminator = networks["discriminator"]
+        slopes = self.penalty.slopes(judge, discriminator, x, logits, names, batch.draws)
+        return self.penalty.weighted(slopes, len(batch), batch.position)
 
     # ---- use -------------------------------------------------------------------------------------
 

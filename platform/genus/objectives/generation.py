@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class Styled:
     """Numbers of noise a sample."""
     mixing: float
     """Probability that a training row takes its later layers' styles from a second z."""
+    known: Centres = field(default_factory=lambda: Centres(), compare=False, repr=False)
+    """Centres of w that were worked out."""
 
     trains: tuple[str, ...] = ("mapping", "synthesis")
 
@@ -88,21 +90,41 @@ class Styled:
         """(1, W) the mean w, or (B, W): of each row's class.
 
         Worked out from the weights in use, with z that are always the same, so that there is no
-        average to keep in training, and averaged weights have their own centre.
+        average to keep in training, and averaged weights have their own centre. Remembered for as
+        long as the weights stay.
         """
-        z = Draws.of([seed_of("centre")], CENTRE_SAMPLES).normal("z", (self.latent,))
-        z = z.to(next(iter(mapping.parameters())))
         if label is None:
-            w: Tensor = mapping(z, None)
-            return w.mean(0, keepdim=True)
+            return self.known.of(mapping, self.latent, None)[None]
         kinds = torch.unique(label)
-        means = [mapping(z, kind.expand(len(z))).mean(0) for kind in kinds]
+        means = [self.known.of(mapping, self.latent, kind) for kind in kinds]
         return torch.stack(means)[torch.searchsorted(kinds, label)]
 
     def truncated(self, mapping: nn.Module, w: Tensor, label: Tensor | None, psi: float) -> Tensor:
         """(B, W) centre + psi (w - centre): Karras et al. 2019, appendix B."""
         centre = self.centre(mapping, label)
         return centre + psi * (w - centre)
+
+
+class Centres:
+    """The mean w of all classes or of one, remembered while a mapping's weights stay."""
+
+    def __init__(self) -> None:
+        self._weights: list[tuple[int, int]] = []
+        self._found: dict[int | None, Tensor] = {}
+
+    def of(self, mapping: nn.Module, latent: int, kind: Tensor | None) -> Tensor:
+        """(W,) of class ``kind``, a number, if there are classes."""
+        # the version counts changes in place, as an average is lent
+        weights = [(p.data_ptr(), p._version) for p in mapping.parameters()]
+        if weights != self._weights or torch.is_grad_enabled():
+            self._weights, self._found = weights, {}
+        key = None if kind is None else int(kind)
+        if key not in self._found:
+            z = Draws.of([seed_of("centre")], CENTRE_SAMPLES).normal("z", (latent,))
+            z = z.to(next(iter(mapping.parameters())))
+            w: Tensor = mapping(z, None if kind is None else kind.expand(len(z)))
+            self._found[key] = w.mean(0)
+        return self._found[key]
 
 
 def generation_of(networks: Mapping[str, nn.Module], mixing: float = 0.0) -> Plain | Styled:

@@ -52,13 +52,24 @@ class StyleSpace:
     def draw(
         self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions
     ) -> Codes:
-        """w = mapping(z, label), truncated where that is asked for."""
+        """The styles, with the noise of each row."""
+        styles = self.styles(networks, draws, label, options)
+        return Codes(styles, self.noise(draws, styles.dtype))
+
+    def styles(
+        self, networks: Networks, draws: Draws, label: Tensor | None, options: SampleOptions
+    ) -> Tensor:
+        """(B, L, W): w = mapping(z, label), truncated where that is asked for."""
         generation, mapping = self.generation, networks["mapping"]
         styles = generation.styles(mapping, draws, label)
         if options.truncation is not None:
             w = generation.truncated(mapping, styles[:, 0], label, options.truncation)
             styles = generation.spread(w)
-        return Codes(styles, _noise(generation, draws, styles.dtype))
+        return styles
+
+    def noise(self, draws: Draws, dtype: torch.dtype) -> Tensor | None:
+        """(B, N) of generators that add noise: of 1024 pixels some 11 MB a row."""
+        return _noise(self.generation, draws, dtype)
 
     def decode(self, networks: Networks, codes: Codes, label: Tensor | None = None) -> Tensor:
         """(B, C, H, W) images."""

@@ -49,6 +49,8 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         if self.lr < 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.lr={self.lr}, betas {self.betas}: lr >= 0, betas in [0, 1)")
+        if not 0 <= self.last_beta2 < 1:
+            raise ConfigError(f"optim.last_beta2={self.last_beta2}: in [0, 1), 0 for none")
         if self.tuned_width < 0:
             raise ConfigError(f"optim.tuned_width={self.tuned_width}: a width, or 0 for none")
 
@@ -61,16 +63,19 @@ class AdamWConfig:
         2020, appendix B.
         """
         if updates != 1:
-            betas = self.betas[0] ** (1 / updates), self.betas[1] ** (1 / updates)
-            last = self.last_beta2 ** (1 / updates)
-            shared = replace(self, lr=self.lr / updates, betas=betas, last_beta2=last)
-            return shared.build(network)
+            return self.shared(updates).build(network)
         parameters = list(network.parameters())
         ends = ends_of(network)
         if not parameters or not self.tuned_width:
             return self.over(parameters, ends.embeddings)
         ratio = width_of(network) / self.tuned_width
         return self.over(parameters, ends.embeddings, ends.reads, ratio)
+
+    def shared(self, updates: float) -> AdamWConfig:
+        """What each of ``updates`` gradient steps takes of this, which is a loop's step's."""
+        betas = self.betas[0] ** (1 / updates), self.betas[1] ** (1 / updates)
+        last = self.last_beta2 ** (1 / updates) if self.last_beta2 else 0.0
+        return replace(self, lr=self.lr / updates, betas=betas, last_beta2=last)
 
     def over(
         self,
@@ -124,26 +129,23 @@ class MuonConfig:
 
     def build(self, network: nn.Module, updates: float = 1.0) -> list[torch.optim.Optimizer]:
         """At most two optimizers. ``updates``: as with AdamWConfig."""
-        if updates != 1:
-            shared = replace(
-                self,
-                lr=self.lr / updates,
-                adamw_lr=self.adamw_lr / updates,
-                momentum=self.momentum ** (1 / updates),
-            )
-            return shared.build(network)
         parameters = list(network.parameters())
         ends = ends_of(network)
         outside = ends.embeddings | ends.reads | ends.writes
         matrices = [p for p in parameters if p.ndim >= 2 and id(p) not in outside]
         theirs = {id(p) for p in matrices}
-        rest = AdamWConfig(lr=self.adamw_lr).over(
-            [p for p in parameters if id(p) not in theirs], ends.embeddings
+        rest = (
+            AdamWConfig(lr=self.adamw_lr)
+            .shared(updates)
+            .over([p for p in parameters if id(p) not in theirs], ends.embeddings)
         )
         if not matrices:
             return rest
         muon = MatrixMuon(
-            matrices, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+            matrices,
+            lr=self.lr / updates,
+            momentum=self.momentum ** (1 / updates),
+            weight_decay=self.weight_decay,
         )
         return [muon, *rest]
 

@@ -11,6 +11,7 @@ other width afterwards (``reconstruct``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ class PlainEMAConfig:
     """Samples after which a weight counts half."""
     rampup: float = 0.05
     """The half-life is at most this share of the training so far (0: no ramp-up)."""
+    grows: int = 0
+    """The half-life grows from 0 along half a cosine over so many samples (0: it is there from the
+    start)."""
     snapshot_every: int = 0
     """Snapshots, samples between them (0: none)."""
 
@@ -74,6 +78,8 @@ class PlainEMAConfig:
     def decays(self, samples: int, batch: int) -> list[float]:
         """beta for the step from ``samples - batch`` to ``samples``."""
         half_life = min(self.half_life, self.rampup * samples) if self.rampup else self.half_life
+        if self.grows:
+            half_life *= 0.5 * (1 - math.cos(math.pi * min(1.0, samples / self.grows)))
         return [0.5 ** (batch / max(half_life, 1e-8))]
 
 

@@ -3,6 +3,8 @@ shared ones times its style for each input channel, and divided by their norm (d
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,32 +38,56 @@ def modulated_conv(
 def _scaled(
     x: Tensor, weight: Tensor, style: Tensor, demodulate: bool, up: bool, gain: float
 ) -> Tensor:
-    y = _convolve(x * style[:, :, None, None], weight, up, groups=1)
-    if demodulate:
-        # |w_o * s|^2 of sample b and output o, without the product's (B, O, I, k, k) numbers.
-        norm = F.linear(style.square(), weight.square().sum(dim=(2, 3)))
-        return y * ((norm + EPSILON).rsqrt() * gain)[:, :, None, None]
-    return y if gain == 1.0 else y * gain
+    if not demodulate:
+        y = _convolve(x * style[:, :, None, None], weight, up, groups=1)
+        return y if gain == 1.0 else y * gain
+    # Sizes of weights and styles cancel, so both are made small: float16 ends at 65504.
+    equalised = 1 / math.sqrt(weight[0].numel())
+    style, norm = _normalised(weight, style, equalised)
+    scaled = x * style.to(x.dtype)[:, :, None, None]
+    y = _convolve(scaled, weight, up, groups=1, scale=equalised)
+    # An output of weights 0 has norm 0, and 0 times infinity is not a number.
+    by = (norm.rsqrt() * gain).clamp(max=torch.finfo(y.dtype).max)
+    return y * by.to(y.dtype)[:, :, None, None]
+
+
+def _normalised(weight: Tensor, style: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Styles (B, I) of size 1 at most, and with them |scale * w_o * s|^2 + epsilon (B, O), without
+    the product's (B, O, I, k, k) numbers. In float32 at least: the sum overflows float16.
+
+    The largest style is a constant of the derivatives: what is convolved and divided by this norm
+    does not depend on it at all, since epsilon is divided by it, too.
+    """
+    wide = torch.promote_types(style.dtype, torch.float32)
+    with torch.autocast(style.device.type, enabled=False):
+        style = style.to(wide)
+        largest = style.detach().abs().amax(dim=1, keepdim=True).clamp(min=EPSILON)
+        style = style / largest
+        energy = weight.to(wide).square().sum(dim=(2, 3)) * scale**2
+        return style, F.linear(style.square(), energy) + EPSILON * (scale / largest).square()
 
 
 def _grouped(
     x: Tensor, weight: Tensor, style: Tensor, demodulate: bool, up: bool, gain: float
 ) -> Tensor:
     rows = len(x)
-    own = weight[None] * style[:, None, :, None, None]
-    scale = torch.full((rows, len(weight)), gain, dtype=x.dtype, device=x.device)
+    wide = torch.promote_types(style.dtype, torch.float32)
+    own = weight[None] * style.to(wide)[:, None, :, None, None]
+    scale = torch.full((rows, len(weight)), gain, dtype=wide, device=x.device)
     if demodulate:
         scale = (own.square().sum(dim=(2, 3, 4)) + EPSILON).rsqrt() * gain
-    own = own * scale[:, :, None, None, None]
+    own = (own * scale[:, :, None, None, None]).to(x.dtype)
     y = _convolve(x.flatten(0, 1)[None], own.flatten(0, 1), up, groups=rows)
     return y.view(rows, len(weight), *y.shape[2:])
 
 
-def _convolve(x: Tensor, weight: Tensor, up: bool, groups: int) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, up: bool, groups: int, scale: float = 1.0) -> Tensor:
+    """With ``scale`` times the weights."""
     if not up:
+        weight = weight if scale == 1.0 else weight * scale
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
     # The transposed convolution wants (inputs, outputs) within each group.
     split = weight.view(groups, -1, *weight.shape[1:])
-    turned = split.transpose(1, 2).flatten(0, 1)
-    # A row and a column more than twice the size, which the filter uses up; 4 makes up for zeros.
-    return low_pass(F.conv_transpose2d(x, turned * 4, stride=2, groups=groups), padding=(1, 1))
+    turned = split.transpose(1, 2).flatten(0, 1) * (4 * scale)  # 4 makes up for zeros
+    # A row and a column more than twice the size, which the filter uses up.
+    return low_pass(F.conv_transpose2d(x, turned, stride=2, groups=groups), padding=(1, 1))

@@ -11,15 +11,12 @@ from torch import Tensor
 from genus.draws import Draws
 from genus.errors import ConfigError
 from genus.objectives.augmentation.blit import oriented, shifted, whole_shift
-from genus.objectives.augmentation.chances import Chances, Transform
+from genus.objectives.augmentation.chances import COLOURS, Chances, Transform
 from genus.objectives.augmentation.colour import recoloured
 from genus.objectives.augmentation.corruption import BandFilter, cut_out, noisy
 from genus.objectives.augmentation.geometry import Resampling, inverse_transform
 
 RESAMPLED: frozenset[Transform] = frozenset({"scale", "rotate", "aniso", "xfrac"})
-COLOURS: frozenset[Transform] = frozenset(
-    {"brightness", "contrast", "lumaflip", "hue", "saturation"}
-)
 
 
 _Constants = tuple[Resampling | None, BandFilter | None]
@@ -33,9 +30,12 @@ class ADATransforms:
     and shapes and work don't depend on p.
     """
 
-    def __init__(self, on: Collection[Transform], shape: tuple[int, ...]) -> None:
-        """``shape`` (C, H, W) of the images; ConfigError where they can't be transformed so."""
-        self._on = frozenset(on)
+    def __init__(
+        self, on: Collection[Transform], shape: tuple[int, ...], colour_share: float = 1.0
+    ) -> None:
+        """``shape`` (C, H, W) of the images; ConfigError where they can't be transformed so.
+        Transforms of colour happen with probability p times ``colour_share``."""
+        self._on, self._colour_share = frozenset(on), colour_share
         _, self._height, self._width = _checked(self._on, shape)
         self._made: dict[tuple[torch.device, torch.dtype], _Constants] = {}
 
@@ -45,7 +45,7 @@ class ADATransforms:
         # Half precision has too few digits for positions of pixels, and matrices are cheap here.
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(torch.promote_types(dtype, torch.float32))
-            chances = Chances.of(draws, p, self._on, images.dtype)
+            chances = Chances.of(draws, p, self._on, images.dtype, self._colour_share)
             resampling, band_filter = self._constants(images)
             images = self._moved(images, chances, resampling)
             if self._on & COLOURS:

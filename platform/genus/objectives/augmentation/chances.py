@@ -25,6 +25,9 @@ Transform = Literal[
 """ADA's transforms, under the names of the published code, in the order of their application."""
 
 TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
+COLOURS: frozenset[Transform] = frozenset(
+    {"brightness", "contrast", "lumaflip", "hue", "saturation"}
+)
 BANDS = 4
 """Frequency bands of the image filter."""
 
@@ -49,17 +52,28 @@ class Chances:
     """(B, len(_GATES)) uniform: below p, the transform happens."""
     uniforms: Tensor
     normals: Tensor
+    colour_share: float = 1.0
+    """Of p, for transforms of colour."""
 
     @staticmethod
-    def of(draws: Draws, p: Tensor, on: Collection[Transform], dtype: torch.dtype) -> Chances:
+    def of(
+        draws: Draws,
+        p: Tensor,
+        on: Collection[Transform],
+        dtype: torch.dtype,
+        colour_share: float = 1.0,
+    ) -> Chances:
         uniform = draws.uniform("transforms", (len(_GATES) + len(_UNIFORM),), dtype)
         normal = draws.normal("strengths", (len(_NORMAL),), dtype)
         gates, values = uniform[:, : len(_GATES)], uniform[:, len(_GATES) :]
-        return Chances(p.detach().reshape(1).to(dtype), on, gates, values, normal)
+        p = p.detach().reshape(1).to(dtype)
+        return Chances(p, on, gates, values, normal, colour_share)
 
     def happens(self, name: str, p: Tensor | None = None) -> Tensor:
         """(B,) bool: true with probability p, never at p = 0, always at p = 1."""
-        return self.gates[:, _GATES.index(name)] < (self.p if p is None else p)
+        if p is None:
+            p = self.p * self.colour_share if name in COLOURS else self.p
+        return self.gates[:, _GATES.index(name)] < p
 
     def uniform(self, name: str) -> Tensor:
         """(B,) on [0, 1)."""

@@ -48,6 +48,8 @@ class AugmentConfig:
     at p as given; diffaugment: every transform of the policy on every image."""
     transforms: tuple[Transform, ...] = PIPELINES["bgc"]
     """Of ada and fixed."""
+    colour_share: float = 1.0
+    """Of p, for transforms of colour (R3GAN: a half)."""
     policy: tuple[Policy, ...] = ("color", "translation", "cutout")
     """Of diffaugment."""
     p: float = 0.0
@@ -62,8 +64,16 @@ class AugmentConfig:
     """fixed: p grows from 0 along half a cosine over so many samples (0: there from the start)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ConfigError(f"augment.p is {self.p}: a probability is from 0 to 1")
+        if not 0 <= self.p <= 1 or not 0 <= self.colour_share <= 1:
+            raise ConfigError(
+                f"augment.p is {self.p} and colour_share {self.colour_share}: from 0 to 1"
+            )
+        if self.kind == "fixed" and self.p == 0:
+            raise ConfigError("augment.kind=fixed does nothing with augment.p=0: say how often")
+        if self.grows and self.kind != "fixed":
+            raise ConfigError(f"augment.grows is for kind=fixed, and the kind is {self.kind}")
+        if self.p and self.kind in ("none", "diffaugment"):
+            raise ConfigError(f"augment.p={self.p} has no meaning for augment.kind={self.kind}")
         if not -1 < self.target < 1:
             raise ConfigError(f"augment.target is {self.target}: a mean sign is within -1 and 1")
         if self.grows < 0:
@@ -85,7 +95,7 @@ class AugmentConfig:
             return unchanged
         if self.kind == "diffaugment":
             return DiffAugment(self.policy, shape)
-        return ADATransforms(self.transforms, shape)
+        return ADATransforms(self.transforms, shape, self.colour_share)
 
 
 def unchanged(images: Tensor, p: Tensor, draws: Draws) -> Tensor:
