@@ -86,9 +86,9 @@ def test_what_is_not_finite_is_no_figure() -> None:
     with pytest.raises(EvaluationError, match="2 of 40 real samples"):
         frechet_distance(spoilt, x)
     # finite ones whose squares are not
-    with pytest.raises(EvaluationError, match="Fréchet distance of these features is (nan|inf)"):
+    with pytest.raises(EvaluationError, match=r"Fréchet distance of these features is (nan|inf)"):
         frechet_distance(x, 1e200 * x)
-    with pytest.raises(EvaluationError, match="KID of these features is (nan|inf)"):
+    with pytest.raises(EvaluationError, match=r"KID of these features is (nan|inf)"):
         kernel_distance(x, 1e200 * x, subset_size=20)
 
 

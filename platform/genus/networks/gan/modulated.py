@@ -4,6 +4,7 @@ shared ones times its style for each input channel, and divided by their norm (d
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +42,23 @@ def _scaled(
     if not demodulate:
         y = _convolve(x * style[:, :, None, None], weight, up, groups=1)
         return y if gain == 1.0 else y * gain
-    # Sizes of weights and styles cancel, so both are made small: float16 ends at 65504.
-    equalised = 1 / math.sqrt(weight[0].numel())
+    # Sizes of weights and styles cancel, so both are made small where numbers end at 65504; in
+    # other formats scaling the weights would only cost time, up to a sixth of a small layer's.
+    equalised = 1 / math.sqrt(weight[0].numel()) if _in_float16(x) else 1.0
     style, norm = _normalised(weight, style, equalised)
     scaled = x * style.to(x.dtype)[:, :, None, None]
     y = _convolve(scaled, weight, up, groups=1, scale=equalised)
     # An output of weights 0 has norm 0, and 0 times infinity is not a number.
     by = (norm.rsqrt() * gain).clamp(max=torch.finfo(y.dtype).max)
     return y * by.to(y.dtype)[:, :, None, None]
+
+
+def _in_float16(x: Tensor) -> bool:
+    """Whether a convolution of x is."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device) == torch.float16
+    return x.dtype == torch.float16
 
 
 def _normalised(weight: Tensor, style: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -59,12 +69,14 @@ def _normalised(weight: Tensor, style: Tensor, scale: float) -> tuple[Tensor, Te
     does not depend on it at all, since epsilon is divided by it, too.
     """
     wide = torch.promote_types(style.dtype, torch.float32)
-    with torch.autocast(style.device.type, enabled=False):
+    device = style.device.type
+    with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         style = style.to(wide)
         largest = style.detach().abs().amax(dim=1, keepdim=True).clamp(min=EPSILON)
         style = style / largest
-        energy = weight.to(wide).square().sum(dim=(2, 3)) * scale**2
-        return style, F.linear(style.square(), energy) + EPSILON * (scale / largest).square()
+        energy = weight.to(wide).square().sum(dim=(2, 3))
+        norm = F.linear(style.square() * scale**2, energy)
+        return style, norm + EPSILON * (scale / largest).square()
 
 
 def _grouped(
