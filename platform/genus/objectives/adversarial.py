@@ -44,7 +44,7 @@ Names = tuple[str, ...]
 REAL: Names = ("real",)
 FAKE: Names = ("fake",)
 BOTH: Names = ("real", "fake")
-COARSE = 0.05
+COARSE = 0.03
 """Smallest step of a finite difference that half precision resolves. docs/gan.md"""
 
 Metrics = dict[str, Tensor]
@@ -68,7 +68,7 @@ class AdversarialConfig:
     """Of r1 and r2: by second derivatives, or by the difference between two points at random: no
     second derivatives, so that it works with train.compile and ZeRO-3, too; as large on average,
     and noisier. docs/gan.md"""
-    difference_step: float = 0.05
+    difference_step: float = 0.01
     """s of the finite difference, in the unit of the data."""
     penalty_every: int = 1
     """1: r1 and r2 are part of each discriminator step; k: a step of their own at each k-th."""
