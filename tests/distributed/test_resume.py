@@ -101,7 +101,7 @@ def kill_and_resume(processes: int, recipe: str, folder: Path, *more: str) -> Pa
     return killed
 
 
-@cases((2, AUTOREGRESSIVE), (1, SEQ2SEQ))
+@cases((2, AUTOREGRESSIVE), (1, SEQ2SEQ), (1, GAN))
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     processes: int, recipe: str, tmp_path: Path
 ) -> None:

@@ -13,10 +13,13 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent import futures
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+WAIT = 1.0
+"""Seconds of a wait without a look at signals: one that comes just before it does not end it."""
 EXIT_WAIT = 2.0
 """Seconds that open requests may hold the interpreter's end, at most."""
 
@@ -48,7 +51,10 @@ def run(request: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     future = asyncio.run_coroutine_threadsafe(unless_ending(), _running())
     try:
-        return future.result()
+        while True:
+            futures.wait([future], WAIT)
+            if future.done():
+                return future.result()
     finally:
         future.cancel()  # of use only where Ctrl-C or a signal ended the wait
 
