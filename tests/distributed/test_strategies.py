@@ -18,7 +18,7 @@ from genus.checkpoint_reader import digest, newest, read_meta, read_tensors
 from launching import ROOT
 from ranks import run_ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first test waits for all runs
 
 STRATEGIES = {
     "ddp": "DDP",
