@@ -6,15 +6,15 @@
 
 preset                 score to expect                                      seconds per 1000 images
 ---------------------  ---------------------------------------------------  -----------------------
-tiny                   none: to try the platform out                        15, 1 CPU core
-fashion (default)      FD-EffLite0, with passport: docs/gan.md              4, 2 CPU cores
-mixture-25             25 of 25 modes: docs/gan.md                          0.04, 1 CPU core
-stacked-mnist          1000 of 1000 modes, KL 0.03 to 0.08 (published)      docs/gan.md
-stylegan2-ada-cifar10  FID 2.42: Karras 2020b, conditional, with ADA
+tiny                   none: to try the platform out                        12, 1 CPU core
+fashion (default)      FD-EffLite0 1040 (2,000 samples)                     7, 1 CPU core
+mixture-25             25 of 25 modes, mode KL 0.01: docs/gan.md            0.06, 1 CPU core
+stacked-mnist          1000 of 1000 modes, KL 0.03 to 0.08 (published)      3.5, 1 CPU core
+stylegan2-ada-cifar10  FID 2.42: Karras 2020b, conditional, with ADA        not published
 stylegan2-ffhq256      FID 3.78: StyleGAN2 in Huang 2024's table            5.5, 8 V100
 stylegan2-ffhq1024     FID 2.84: Karras 2020a, table 1, config F            20, 8 V100
-r3gan-cifar10          FID 1.96: Huang 2024
-r3gan-ffhq256          FID 2.75: Huang 2024
+r3gan-cifar10          FID 1.96: Huang 2024                                 not published
+r3gan-ffhq256          FID 2.75: Huang 2024                                 not published
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ PRESETS = {
                           path_length_every=2),
     ),
     "fashion": run_of(
-        192 * K, 32, 10 * K, data=DataConfig(url="fashion-mnist", size=32),
-        network=StyleGAN2Config(latent=64, width=64, mapping_layers=2, channels_base=1024,
-                                channels_max=64, label_layers=2),
-        objective=stylegan2(0.1, path=0.0),
+        128 * K, 32, 10 * K, data=DataConfig(url="fashion-mnist", size=32),
+        network=StyleGAN2Config(latent=64, width=64, mapping_layers=2, channels_base=512,
+                                channels_max=128, label_layers=2),
+        objective=stylegan2(0.01, path=0.0),
     ),
     "mixture-25": run_of(
         5_120 * K, 256, 50 * K, data=DataConfig(url="25-gaussians"),
