@@ -1,4 +1,4 @@
-"""What the ranks have together, for objectives, which know no world."""
+"""What the ranks have together: for the world, and for objectives, which know none."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from genus.errors import ConfigError
+from genus.over_ranks import mean_over_ranks
 from genus.strategies.choice import Strategy, choose, switches_off
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
@@ -92,11 +93,8 @@ class World:
         return flag
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over ranks of a device tensor."""
-        if self.size > 1:
-            dist.all_reduce(values)
-            values /= self.size
-        return values
+        """In place: the mean over ranks of a device tensor."""
+        return mean_over_ranks(values)
 
     def agree(self, flags: list[bool]) -> list[bool]:
         """True where any rank had said True by the call before this one.

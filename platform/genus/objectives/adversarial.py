@@ -66,8 +66,8 @@ class AdversarialConfig:
     """... to this share."""
     penalty: Literal["exact", "finite-difference"] = "exact"
     """Of r1 and r2: by second derivatives, or by the difference between two points at random: no
-    second derivatives, so that it works with train.compile and ZeRO-3, too; as large on average,
-    and noisier. docs/gan.md"""
+    second derivatives, so that it works with train.compile, too; about as large on average, and
+    noisier. docs/gan.md"""
     difference_step: float = 0.01
     """s of the finite difference, in the unit of the data."""
     penalty_every: int = 1
@@ -256,10 +256,8 @@ class Adversarial:
         assert isinstance(generation, Styled)
         label, draws = self._label(batch), batch.draws
         styles = generation.mixed_styles(networks["mapping"], draws, label)[::2]
-        noise = None
-        if generation.noise_size:
-            noise = draws.normal("noise", (generation.noise_size,), styles.dtype)[::2]
-        image = networks["synthesis"](styles, noise)
+        noise = generation.noise(draws, styles.dtype)
+        image = networks["synthesis"](styles, None if noise is None else noise[::2])
         y = draws.normal("y", self.shape)[::2].to(image.dtype)
         lengths = path_lengths(image, styles, y, networks["synthesis"])
         penalty = self.path_length.penalty(lengths).mean()

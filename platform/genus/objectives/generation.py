@@ -80,11 +80,12 @@ class Styled:
 
     def image(self, synthesis: nn.Module, styles: Tensor, draws: Draws) -> Tensor:
         """(B, C, H, W) of styles (B, L, W), with the noise that belongs to the rows."""
-        noise = None
-        if self.noise_size:
-            noise = draws.normal("noise", (self.noise_size,), styles.dtype)
-        made: Tensor = synthesis(styles, noise)
+        made: Tensor = synthesis(styles, self.noise(draws, styles.dtype))
         return made
+
+    def noise(self, draws: Draws, dtype: torch.dtype) -> Tensor | None:
+        """(B, N), of generators that add noise: of 1024 pixels some 11 MB a row."""
+        return draws.normal("noise", (self.noise_size,), dtype) if self.noise_size else None
 
     def centre(self, mapping: nn.Module, label: Tensor | None) -> Tensor:
         """(1, W) the mean w, or (B, W): of each row's class.

@@ -29,7 +29,9 @@ class NormalSpace:
             raise ConfigError("--truncation is for codes in w: there are none of them here")
         first = networks[self.generation.trains[0]]
         z = draws.normal("z", (self.generation.latent,), precision_of(first))
-        return Codes(z, _noise(self.generation, draws, z.dtype))
+        if isinstance(self.generation, Plain):
+            return Codes(z, None)
+        return Codes(z, self.generation.noise(draws, z.dtype))
 
     def decode(self, networks: Networks, codes: Codes, label: Tensor | None) -> Tensor:
         """(B, C, H, W) images, or (B, D) vectors."""
@@ -68,8 +70,8 @@ class StyleSpace:
         return styles
 
     def noise(self, draws: Draws, dtype: torch.dtype) -> Tensor | None:
-        """(B, N) of generators that add noise: of 1024 pixels some 11 MB a row."""
-        return _noise(self.generation, draws, dtype)
+        """(B, N), of generators that add noise."""
+        return self.generation.noise(draws, dtype)
 
     def decode(self, networks: Networks, codes: Codes, label: Tensor | None = None) -> Tensor:
         """(B, C, H, W) images."""
@@ -82,9 +84,3 @@ class StyleSpace:
         assert isinstance(sizes, list)
         assert sum(sizes) == self.generation.noise_size
         return sizes
-
-
-def _noise(generation: Plain | Styled, draws: Draws, dtype: torch.dtype) -> Tensor | None:
-    if isinstance(generation, Plain) or not generation.noise_size:
-        return None
-    return draws.normal("noise", (generation.noise_size,), dtype)

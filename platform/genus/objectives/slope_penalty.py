@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from genus.draws import Draws
 from genus.objectives.gradient_penalty import finite_difference, input_gradient, square_norm
+from genus.optim.schedule import half_cosine
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 """(rows in equal parts, the parts' names) -> logits; parts of one name are shown alike."""
@@ -60,7 +60,7 @@ class SlopePenalty:
         generated rows; and their means."""
         weight = 0.5
         if self.anneal:
-            left = 0.5 * (1 + math.cos(math.pi * min(1.0, position / self.anneal)))
+            left = half_cosine(position, self.anneal)
             weight *= self.anneal_to + (1 - self.anneal_to) * left
         real, *fake = torch.split(slopes, rows)
         means = {"r1": real.mean()}

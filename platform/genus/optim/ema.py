@@ -11,7 +11,6 @@ other width afterwards (``reconstruct``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genus.errors import ConfigError
+from genus.optim.schedule import half_cosine
 from genus.state import State, take
 from genus.strategies.spread import Layout
 
@@ -79,7 +79,7 @@ class PlainEMAConfig:
         """beta for the step from ``samples - batch`` to ``samples``."""
         half_life = min(self.half_life, self.rampup * samples) if self.rampup else self.half_life
         if self.grows:
-            half_life *= 0.5 * (1 - math.cos(math.pi * min(1.0, samples / self.grows)))
+            half_life *= 1 - half_cosine(samples, self.grows)
         return [0.5 ** (batch / max(half_life, 1e-8))]
 
 

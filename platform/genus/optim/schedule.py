@@ -40,13 +40,18 @@ def decayed(config: ScheduleConfig, samples: int, total: int) -> float:
     return 1 - _shape(config, samples, total)
 
 
+def half_cosine(samples: int, length: int) -> float:
+    """From 1 at 0 samples to 0 at ``length``, and 0 from there on."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, samples / length)))
+
+
 def _shape(config: ScheduleConfig, samples: int, total: int) -> float:
     """From 1 downwards."""
     match config.kind:
         case "constant":
             return 1.0
         case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, samples / (config.decay or total))))
+            return half_cosine(samples, config.decay or total)
         case "rsqrt":
             return 1 / math.sqrt(max(samples / config.decay, 1))
         case "wsd":

@@ -6,13 +6,13 @@ the training set by heart; p goes up by a fixed step where r_t is above its targ
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from genus.objectives.augmentation.config import AugmentConfig
+from genus.optim.schedule import half_cosine
 from genus.state import State, scalar, take
 
 
@@ -52,7 +52,7 @@ class Controller:
         grows = self._config.grows if self._config.kind == "fixed" else 0
         if not grows:
             return self.p
-        return self.p * (0.5 * (1 - math.cos(math.pi * min(1.0, position / grows))))
+        return self.p * (1 - half_cosine(position, grows))
 
     def add(self, logits: Tensor) -> None:
         """Counts D's ``logits`` of real images (or their signs), of one micro-batch."""
