@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from genus.checkpoint_reader import newest, read_tensors
+from genus.recipe_command import import_recipe
 from genus.tracking import read_events, read_metrics
 from launching import BIN, ROOT, command, run
 
@@ -23,13 +22,7 @@ DATA = str(ROOT / "tests" / "data" / "fashion-1000")
 
 
 def recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("flow_recipe", ROOT / RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["flow_recipe"] = module
-    spec.loader.exec_module(module)
-    return module
+    return import_recipe(ROOT / RECIPE)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 
 from genus.checkpoint_reader import newest, read_meta, read_tensors
 from genus.data.manifest import DataInfo
+from genus.recipe_command import import_recipe
 from genus.tracking import read_metrics
 from launching import BIN, ROOT, command, run
 
@@ -24,13 +23,7 @@ DATA = str(ROOT / "tests" / "data" / "fashion-1000")
 
 
 def recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("gan_recipe", ROOT / RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gan_recipe"] = module
-    spec.loader.exec_module(module)
-    return module
+    return import_recipe(ROOT / RECIPE)
 
 
 @pytest.fixture(scope="module")
