@@ -112,8 +112,9 @@ def test_torch_still_can_not_differentiate_compiled_networks_twice() -> None:
     network = MLPGANConfig(width=4, depth=1).build((2,), 0)["discriminator"]
     network.compile(backend="aot_eager")
     x = torch.randn(3, 2, requires_grad=True)
-    (slope,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
+    # which of its two reasons torch names, and where, depends on what the process compiled before
+    with pytest.raises(RuntimeError, match="double backward|create_graph=False"):
+        (slope,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
         slope.square().sum().backward()  # type: ignore[no-untyped-call]
 
 
