@@ -7,9 +7,9 @@
 preset                 score to expect                                      seconds per 1000 images
 ---------------------  ---------------------------------------------------  -----------------------
 tiny                   none: to try the platform out                        12, 1 CPU core
-fashion (default)      FD-EffLite0 1040 (2,000 samples)                     7, 1 CPU core
+fashion (default)      FD-EffLite0 445 (2,000 samples): docs/gan.md         11, 1 CPU core
 mixture-25             25 of 25 modes, mode KL 0.01: docs/gan.md            0.06, 1 CPU core
-stacked-mnist          1000 of 1000 modes, KL 0.03 to 0.08 (published)      3.5, 1 CPU core
+stacked-mnist          1000 of 1000 modes, mode KL 0.05: docs/gan.md        3.8, 1 CPU core
 stylegan2-ada-cifar10  FID 2.42: Karras 2020b, conditional, with ADA        not published
 stylegan2-ffhq256      FID 3.78: StyleGAN2 in Huang 2024's table            5.5, 8 V100
 stylegan2-ffhq1024     FID 2.84: Karras 2020a, table 1, config F            20, 8 V100
@@ -71,6 +71,7 @@ class Config:
 
 # fmt: off
 K, M = 1_000, 1_000_000
+CONSTANT, COSINE = ScheduleConfig(), ScheduleConfig(kind="cosine")
 FALLING = AdamWConfig(lr=2e-4, betas=(0.0, 0.9), last_beta2=0.99,
                       schedule=ScheduleConfig(kind="cosine", decay=20 * M, floor=0.25))
 
@@ -81,11 +82,11 @@ def growing(half_life: int) -> PlainEMAConfig:
 
 
 def run_of(samples: int, batch: int, half_life: int = 10 * K, rampup: float = 0.05, *,
-           lr: float = 2.5e-3, **parts: Any) -> Config:
+           lr: float = 2.5e-3, schedule: ScheduleConfig = CONSTANT, **parts: Any) -> Config:
     """A run of that length, with cadences to match, by Adam as StyleGAN2 has it."""
     every = TrainConfig(samples=samples, batch=batch, clip=0.0, sample_every=samples // 4,
                         checkpoint_every=samples // 8, status_every=max(samples // 40, 160))
-    usual = {"optim": AdamWConfig(lr=lr, betas=(0.0, 0.99)),
+    usual = {"optim": AdamWConfig(lr=lr, betas=(0.0, 0.99), schedule=schedule),
              "ema": PlainEMAConfig(half_life=half_life, rampup=rampup)}
     return Config(train=every, **{**usual, **parts})
 
@@ -112,29 +113,27 @@ PRESETS = {
                           path_length_every=2),
     ),
     "fashion": run_of(
-        128 * K, 32, 10 * K, data=DataConfig(url="fashion-mnist", size=32),
-        network=StyleGAN2Config(latent=64, width=64, mapping_layers=2, channels_base=512,
-                                channels_max=128, label_layers=2),
-        objective=stylegan2(0.01, path=0.0),
-    ),
+        240 * K, 8, lr=5e-3, schedule=replace(COSINE, floor=0.1),
+        data=DataConfig(url="fashion-mnist", size=32),
+        network=StyleGAN2Config(latent=64, width=64, mapping_layers=2, mapping_rate=0.03,
+                                channels_base=256, channels_max=128, label_layers=2),
+        objective=AdversarialConfig(game="relativistic", r1=1.0, r2=1.0, penalty_every=4,
+                                    anneal=240 * K)),
     "mixture-25": run_of(
-        5_120 * K, 256, 50 * K, data=DataConfig(url="25-gaussians"),
-        optim=AdamWConfig(lr=1e-3, betas=(0.0, 0.99), schedule=ScheduleConfig(kind="cosine")),
+        5_120 * K, 256, 50 * K, lr=1e-3, schedule=COSINE, data=DataConfig(url="25-gaussians"),
         network=MLPGANConfig(latent=2, width=128, depth=3),
         objective=AdversarialConfig(game="relativistic", r1=0.1, r2=0.1)),
     "stacked-mnist": run_of(
-        640 * K, 64, 50 * K, data=DataConfig(url="stacked-mnist", size=32), lr=2e-4,
-        network=DCGANConfig(latent=128, width=32),
+        1_200 * K, 64, 50 * K, lr=2e-4, schedule=COSINE,
+        data=DataConfig(url="stacked-mnist", size=32), network=DCGANConfig(latent=128, width=32),
         objective=AdversarialConfig(game="relativistic", r1=1.0, r2=1.0)),
     "stylegan2-ada-cifar10": run_of(
         100 * M, 64, 500 * K, data=DataConfig(url="data/cifar10", size=32),
         network=StyleGAN2Config(mapping_layers=2, discriminator="orig", group=32),
-        objective=stylegan2(0.01, path=0.0, augment=AugmentConfig(kind="ada")),
-    ),
+        objective=stylegan2(0.01, path=0.0, augment=AugmentConfig(kind="ada"))),
     "stylegan2-ffhq256": run_of(
         25 * M, 64, 20 * K, 0.0, data=DataConfig(url="data/ffhq256", size=256, flip=True),
-        network=StyleGAN2Config(channels_base=16384, group=8), objective=stylegan2(1.0),
-    ),
+        network=StyleGAN2Config(channels_base=16384, group=8), objective=stylegan2(1.0)),
     "stylegan2-ffhq1024": run_of(
         25 * M, 32, 10 * K, 0.0, data=DataConfig(url="data/ffhq1024", size=1024, flip=True),
         lr=2e-3, objective=stylegan2(10.0)),

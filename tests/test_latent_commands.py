@@ -62,7 +62,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """On a busy machine several threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("genus.arguments.cores_here", lambda: 1)
     yield
     torch.set_num_threads(threads)
 

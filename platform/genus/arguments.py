@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from argparse import Namespace
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from genus.data.fitting import check_fits
 from genus.data.opening import DataConfig, read_info
 from genus.errors import ConfigError
 from genus.model import Model, load_model
+from genus.nodes import cores_here
 from genus.objectives.phase import SampleOptions
 from genus.sampling import grid_labels, sample_batches
 from genus.validation import held_out
@@ -30,7 +30,7 @@ def device_of(arguments: Namespace) -> torch.device:
 def model_of(arguments: Namespace) -> Model:
     """The run's model with the average that ``--ema`` names."""
     if torch.get_num_threads() == 1:  # OMP_NUM_THREADS=1 is meant for several processes
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(cores_here())
     return load_model(arguments.folder, arguments.ema, device_of(arguments))
 
 

@@ -1,8 +1,14 @@
-"""How many of the run's processes share this machine, as launchers say it."""
+"""What of this machine is this process's own: cores, and its share among the run's processes."""
 
 from __future__ import annotations
 
 import os
+
+
+def cores_here() -> int:
+    """Cores that this process may use: SLURM, containers and taskset give it a part of a node's."""
+    may = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return may or 1
 
 
 def processes_here() -> int | None:

@@ -38,7 +38,7 @@ def modes(shapes: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-@pytest.mark.parametrize("name", ["buckets", "mixture"])
+@pytest.mark.parametrize("name", ["buckets", pytest.param("mixture", marks=pytest.mark.slow)])
 def test_one_process_or_two_cut_or_not(shapes: Path, tmp_path: Path, name: str) -> None:
     data = modes(shapes)[name]
     run(command(1, *COMMON, *data, "run.name=one", "train.samples=320"), tmp_path)

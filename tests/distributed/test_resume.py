@@ -18,12 +18,14 @@ from genus.tracking import read_events, read_metrics
 from launching import BIN, ROOT, command, descendants, kill_tree, run, start, wait_until
 
 STEPS = 40
+DIFFUSION = "recipes/diffusion.py"
+FLOW = "recipes/flow.py"
 AUTOREGRESSIVE = "recipes/autoregressive.py"
 SEQ2SEQ = "recipes/seq2seq.py"
 GAN = "recipes/gan.py"
 WIDER = {
-    "recipes/diffusion.py": "network.channels=64",
-    "recipes/flow.py": "network.width=96",
+    DIFFUSION: "network.channels=64",
+    FLOW: "network.width=96",
     AUTOREGRESSIVE: "network.width=128",
     SEQ2SEQ: "network.width=96",
     GAN: "network.channels_base=256",
@@ -51,7 +53,7 @@ def arguments(name: str, samples: int = STEPS * 16, *more: str) -> tuple[str, ..
     return (*COMMON, f"run.name={name}", f"train.samples={samples}", *more)
 
 
-def every_few_steps(name: str, recipe: str = "recipes/diffusion.py") -> tuple[str, ...]:
+def every_few_steps(name: str, recipe: str = DIFFUSION) -> tuple[str, ...]:
     return arguments(name, STEPS * 16, "train.checkpoint_every=80", WIDER[recipe])
 
 
@@ -101,13 +103,13 @@ def kill_and_resume(processes: int, recipe: str, folder: Path, *more: str) -> Pa
     return killed
 
 
-@cases((2, AUTOREGRESSIVE), (1, SEQ2SEQ), (1, GAN))
+@cases((2, AUTOREGRESSIVE), (2, SEQ2SEQ), (2, DIFFUSION), (2, FLOW), (1, GAN))
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     processes: int, recipe: str, tmp_path: Path
 ) -> None:
     killed = kill_and_resume(processes, recipe, tmp_path)
     events = [event["event"] for event in read_events(killed)]
-    assert events.count("initialised") == (1 if recipe == "recipes/flow.py" else 0)
+    assert events.count("initialised") == (1 if recipe == FLOW else 0)
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])

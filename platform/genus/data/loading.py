@@ -26,7 +26,7 @@ from genus.data.canvas import PIECES, PIPED, PREFETCH
 from genus.data.decode import Array
 from genus.data.source import Loaded, Request, Source
 from genus.errors import DataError, GenusError
-from genus.nodes import processes_here
+from genus.nodes import cores_here, processes_here
 
 MOST_PIPED = 8
 """Batches that a worker sends at once, if they are small: a message a batch costs more."""
@@ -108,8 +108,7 @@ def worker_count(workers: int, device: torch.device) -> int:
         return workers
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, (cores or 1) // (processes_here() or 1)))
+    return max(1, min(8, cores_here() // (processes_here() or 1)))
 
 
 def _grouped(requests: Iterable[Request], row_bytes: int, most: int) -> Iterator[Sequence[Request]]:

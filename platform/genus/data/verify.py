@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from genus.data.shard_index import ShardIndex
 from genus.data.store import Store
 from genus.data.token_shard import BLOCK, TokenIndex
 from genus.errors import DataError
+from genus.nodes import cores_here
 
 
 @dataclass(frozen=True, order=True)
@@ -71,7 +71,7 @@ def verify(url: str, workers: int | None = None, *, decode: bool = False) -> lis
     faults = [] if manifest.tokens else _check_totals(manifest)
     work = [(store, s, manifest.dtype, manifest.dims, decode) for s in manifest.shards]
     bar = tqdm(total=len(work), unit=" shards", disable=not sys.stderr.isatty())
-    with bar, _pool(workers or os.cpu_count() or 1, decode) as pool:
+    with bar, _pool(workers or cores_here(), decode) as pool:
         for done in as_completed([pool.submit(_check_shard, *item) for item in work]):
             faults += done.result()
             bar.update()
