@@ -236,3 +236,13 @@ def test_the_recipe_compiles_without_second_derivatives(tmp_path: Path) -> None:
     said = (*words, *single, "objective.mixing=0", "train.compile=true", "train.precision=bf16")
     run(command(1, *said, recipe="recipes/gan.py"), tmp_path, cuda=True)
     assert [row for row in read_metrics(tmp_path / "run") if "step" in row]
+
+
+def test_all_thousand_stacked_digits_are_covered(tmp_path: Path) -> None:
+    """The whole run that docs/gan.md shows of an hour on one core, with twice the features."""
+    said = ("--preset", "stacked-mnist", "tracking.wandb=off", "run.root=.", "run.name=run")
+    more = ("network.width=64", "train.evaluate_every=1200000", "train.evaluate_samples=25600")
+    run(command(1, *said, *more, recipe="recipes/gan.py"), tmp_path, cuda=True, timeout=1800)
+    last = [row for row in read_metrics(tmp_path / "run") if "quality/mode KL" in row][-1]
+    assert last["quality/modes covered"] >= 995
+    assert last["quality/mode KL"] < 0.08
