@@ -73,7 +73,7 @@ class Config:
 K, M = 1_000, 1_000_000
 CONSTANT, COSINE = ScheduleConfig(), ScheduleConfig(kind="cosine")
 FALLING = AdamWConfig(lr=2e-4, betas=(0.0, 0.9), last_beta2=0.99,
-                      schedule=ScheduleConfig(kind="cosine", decay=20 * M, floor=0.25))
+                      schedule=replace(COSINE, decay=20 * M, floor=0.25))
 
 
 def growing(half_life: int) -> PlainEMAConfig:
